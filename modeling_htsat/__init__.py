@@ -10,8 +10,11 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForAudioFrameClassification,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
+from .audio_htsat import AudioError, AudioSource, list_audio_files, load_audio, open_audio, stream_audio
 from .configuration_htsat import HTSATConfig
+from .events_htsat import EventDecoding, decode_events, events_to_frames
 from .feature_extraction_htsat import HTSATFeatureExtractor
 from .modeling_htsat import (
     HTSATAudioClassifierOutput,
@@ -22,16 +25,27 @@ from .modeling_htsat import (
     HTSATPreTrainedModel,
     HTSATSoundEventOutput,
 )
+from .pipeline_htsat import HTSATAudioClassificationPipeline, HTSATSoundEventDetectionPipeline
 
 AutoConfig.register("htsat", HTSATConfig, exist_ok=True)
 AutoFeatureExtractor.register(HTSATConfig, HTSATFeatureExtractor, exist_ok=True)
 AutoModel.register(HTSATConfig, HTSATModel, exist_ok=True)
 AutoModelForAudioClassification.register(HTSATConfig, HTSATForAudioClassification, exist_ok=True)
 AutoModelForAudioFrameClassification.register(HTSATConfig, HTSATForSoundEventDetection, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "sound-event-detection",
+    pipeline_class=HTSATSoundEventDetectionPipeline,
+    pt_model=AutoModelForAudioFrameClassification,
+    type="audio",
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AudioError",
+    "AudioSource",
+    "EventDecoding",
+    "HTSATAudioClassificationPipeline",
     "HTSATAudioClassifierOutput",
     "HTSATConfig",
     "HTSATFeatureExtractor",
@@ -40,6 +54,13 @@ __all__ = [
     "HTSATModel",
     "HTSATModelOutput",
     "HTSATPreTrainedModel",
+    "HTSATSoundEventDetectionPipeline",
     "HTSATSoundEventOutput",
+    "decode_events",
+    "events_to_frames",
+    "list_audio_files",
+    "load_audio",
+    "open_audio",
+    "stream_audio",
     "__version__",
 ]

@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .events_htsat import EventDecoding
+
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -41,6 +43,10 @@ class HTSATConfig(PreTrainedConfig):
             on the mean token (its variant H).
         window_overlap: share of a window that the next one hears again, for recordings longer than one window; at most half.
         windows_per_pass: how many windows of a long recording are encoded at once: bounds the memory.
+
+    From scores to events:
+        event_decoding: thresholds and filters as `EventDecoding.to_dict` writes them, found by `tune_event_decoding`;
+            None decodes with a threshold of 0.5.
     """
 
     model_type = "htsat"
@@ -74,6 +80,8 @@ class HTSATConfig(PreTrainedConfig):
     token_semantic_head: bool = True
     window_overlap: float | int = 0.125
     windows_per_pass: int = 8
+
+    event_decoding: dict | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -194,6 +202,11 @@ class HTSATConfig(PreTrainedConfig):
                 "`id2label` and `label2id` do not say the same: every label needs one index of its own, in both. "
                 "Build the second from the first: {label: index for index, label in id2label.items()}."
             )
+
+    def validate_event_decoding(self):
+        """Part of `@strict`: the values that scores are decoded with."""
+        if self.event_decoding is not None:
+            EventDecoding.from_dict(self.event_decoding)
 
     def _check_image(self):
         if self.spec_size % self.num_mel_bins:

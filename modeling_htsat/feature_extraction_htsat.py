@@ -6,8 +6,9 @@ Axes, as they appear in shape comments:
     frames, mels    the spectrogram, 1001 x 64 for ten seconds
 """
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import TensorType, logging
+
+from .events_htsat import EventDecoding, average_repeats, decode_events
 
 logger = logging.get_logger(__name__)
 
@@ -88,6 +91,7 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
             `"pad"`: with silence up to `clip_frames`. `"stretch"`: nothing here, the model stretches them.
         padding_value: decibels that fill a batch up to its longest clip; the model does not look at them.
         return_attention_mask: whether to say which frames of a batch are real. Needed for clips of unequal length.
+        frames_per_step: frames that one time step of the model's outputs covers: brings its scores back to seconds.
     """
 
     model_input_names = ["input_features", "attention_mask"]
@@ -104,6 +108,7 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         short_clips: str = "repeat",
         padding_value: float = SILENCE_DECIBELS,
         return_attention_mask: bool = True,
+        frames_per_step: int = 32,
         **kwargs,
     ):
         kwargs.pop("feature_size", None)  # the base class's word for num_mel_bins, which files of other origin carry
@@ -121,6 +126,7 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         self.max_frequency = max_frequency
         self.clip_frames = clip_frames
         self.short_clips = _known_rule(short_clips)
+        self.frames_per_step = frames_per_step
         self.window = torch.hann_window(window_length, periodic=True)
         self.mel_filters = self._make_mel_filters()
 
@@ -183,6 +189,19 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors in (None, TensorType.NUMPY, "np"):
             return BatchFeature({name: tensor.cpu().numpy() for name, tensor in features.items()})
         return BatchFeature(features, tensor_type=return_tensors)
+
+    def extract_blocks(self, blocks: Iterable[Any]) -> BatchFeature:
+        """The features of one recording that comes in blocks of samples, as PyTorch tensors: those of the whole at once.
+
+        No more than a block is held in memory as a waveform, so that an hour takes no more than its spectrogram.
+        """
+        waveforms = (to_mono_float(block, "A block of samples") for block in blocks)
+        spectrogram = torch.cat(list(self._stream_log_mel(self._mirror_stream(waveforms))))
+        spectrogram = self._fit_short_clip(spectrogram, self.short_clips)
+        features = {"input_features": spectrogram[None]}
+        if self.return_attention_mask:
+            features["attention_mask"] = _frame_mask([spectrogram])
+        return BatchFeature(features)
 
     def _check_rate(self, sampling_rate: int | None):
         if sampling_rate is None:
@@ -253,6 +272,35 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
             samples = slice(first_frame * self.hop_length, last_frame * self.hop_length + self.window_length)
             yield self._log_mel(waveforms[:, samples])
 
+    def _mirror_stream(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What `_mirror_ends` makes of the whole waveform, piece by piece."""
+        half_window = self.window_length // 2
+        blocks = iter(blocks)
+        last = torch.zeros(0)
+        for block in blocks:
+            last = torch.cat([last, block])
+            if len(last) >= self._min_samples:
+                break
+        else:
+            yield self._mirror_ends(last)
+            return
+        yield last[1 : half_window + 1].flip(0)
+        yield last
+        for block in blocks:
+            last = torch.cat([last[-self._min_samples :], block])
+            yield block
+        yield last[-half_window - 1 : -1].flip(0)
+
+    def _stream_log_mel(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """`(frames, mels)` of a waveform that is mirrored already, as soon as there are samples for a frame."""
+        held = torch.zeros(0)
+        for piece in pieces:
+            held = torch.cat([held, piece])
+            num_frames = 1 + (len(held) - self.window_length) // self.hop_length
+            if num_frames > 0:
+                yield from (log_mel[0] for log_mel in self._log_mel_blocks(held[None]))
+                held = held[num_frames * self.hop_length :]
+
     @torch.no_grad()
     def _log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
         device = waveforms.device
@@ -276,6 +324,61 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         if rule == "pad":
             return F.pad(spectrogram, (0, 0, 0, max(self.clip_frames - num_frames, 0)), value=SILENCE_DECIBELS)
         return spectrogram
+
+
+    # ── back to seconds ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def scores_over_time(
+        self, logits: torch.Tensor | np.ndarray, duration_seconds: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities of one clip on its own time axis, and where its steps begin and end.
+
+        Args:
+            logits (`(steps, classes)`): a detector's scores of one clip; steps that only fill a batch may follow.
+            duration_seconds: how long the clip was, before it was repeated or padded.
+
+        Returns:
+            `scores (steps, classes)`, `edges (steps + 1,)` in seconds; the last edge is the end of the clip.
+        """
+        num_frames = self.num_frames(round(duration_seconds * self.sampling_rate))
+        window_steps = self.clip_frames // self.frames_per_step
+        num_steps = window_steps + max(0, -(-(num_frames - self.clip_frames) // self.frames_per_step))
+        scores = torch.as_tensor(logits)[:num_steps].detach().float().sigmoid().cpu().numpy()
+        if num_frames > self.clip_frames or self.short_clips == "pad":
+            step_seconds = self.frames_per_step * self.hop_length / self.sampling_rate
+            scores = scores[: max(1, math.ceil(duration_seconds / step_seconds - 1e-9))]
+        else:
+            num_repeats = self.clip_frames // num_frames if self.short_clips == "repeat" else 1
+            scores = average_repeats(scores, num_repeats)
+            step_seconds = duration_seconds / len(scores)
+        return scores, np.minimum(np.arange(len(scores) + 1) * step_seconds, duration_seconds)
+
+    def post_process_sound_event_detection(
+        self,
+        outputs: Any,
+        durations: Sequence[float],
+        decoding: EventDecoding | Mapping[str, Any] | None = None,
+        id2label: Mapping[int, str] | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The events in a batch: for every clip a list of `{"label", "onset", "offset", "score"}`, times in seconds.
+
+        Args:
+            outputs: what [`HTSATForSoundEventDetection`] returned.
+            durations: how long each clip was, in seconds, before it was repeated or padded.
+            decoding: thresholds and filters; by default a threshold of 0.5 alone. A tuned model carries its own as
+                `model.config.event_decoding`.
+            id2label: names for the labels (`model.config.id2label`); without it they are class indices.
+        """
+        if len(durations) != len(outputs.logits):
+            raise ValueError(f"Got {len(durations)} durations for {len(outputs.logits)} clips; one for each is needed.")
+        if not isinstance(decoding, EventDecoding):
+            decoding = EventDecoding.from_dict(decoding or {})
+        labels = None if id2label is None else [id2label[index] for index in range(len(id2label))]
+        events = []
+        for logits, duration in zip(outputs.logits, durations, strict=True):
+            scores, edges = self.scores_over_time(logits, duration)
+            events.append(decode_events(scores, None, decoding, labels, step_edges_seconds=edges))
+        return events
 
 
 def _known_rule(rule: str) -> str:

@@ -1,0 +1,227 @@
+"""From any audio to answers: pipelines that tag a recording, and that find its events with onset and offset."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AudioClassificationPipeline, Pipeline
+
+from .audio_htsat import open_audio
+from .events_htsat import EventDecoding, decode_events, group_scores, interleave_shifts
+from .feature_extraction_htsat import HTSATFeatureExtractor
+from .modeling_htsat import HTSATPreTrainedModel
+
+LONG_SECONDS = 120.0  # recordings from here on show a progress bar, where there is a screen to show it on
+
+
+class HTSATAudioReader:
+    """What both pipelines share: any audio in, features and duration out, an hour as well as a second.
+
+    A source is a path, a URL, the bytes of a file or a file object; an array, tensor or list of samples at the model's
+    rate; a dictionary with `array` (or `raw`) and `sampling_rate`; or a row of `datasets` with undecoded `bytes`.
+    """
+
+    feature_extractor: HTSATFeatureExtractor
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Answer for one source, or for many: a list of them, a generator or a data set."""
+        if isinstance(inputs, list | tuple) and inputs and all(np.isscalar(item) for item in inputs):
+            if not isinstance(inputs[0], str | bytes):
+                inputs = np.asarray(inputs, dtype=np.float32)  # one sound, not a batch of numbers
+        return super().__call__(inputs, **kwargs)  # type: ignore[misc]
+
+    def preprocess(self, source: Any, **audio_options: Any) -> dict[str, torch.Tensor]:
+        """Features of one source, with its duration; read in blocks, so that no waveform is whole in memory."""
+        rate = self.feature_extractor.sampling_rate
+        num_samples = 0
+
+        def counted(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+            nonlocal num_samples
+            for block in blocks:
+                num_samples += len(block)
+                yield block
+
+        with open_audio(source, source_sampling_rate=rate, **audio_options) as audio:
+            features = self.feature_extractor.extract_blocks(counted(audio.blocks(rate)))
+        return {**features, "num_samples": torch.tensor([num_samples])}
+
+
+@contextmanager
+def window_progress(model: HTSATPreTrainedModel, duration_seconds: float, is_shown: bool | None) -> Iterator[None]:
+    """Show a bar of the seconds of sound that the encoder has heard; None shows it for long recordings on a screen."""
+    if is_shown is False or (is_shown is None and duration_seconds < LONG_SECONDS):
+        yield
+        return
+    config = model.config
+    window_seconds = (config.num_steps - config.overlap_steps) * config.seconds_per_step(config.clip_frames + 1)
+    encoder = getattr(model, model.base_model_prefix, model)
+    with tqdm(total=round(duration_seconds), unit="s", desc="listening", disable=None if is_shown is None else False) as bar:
+
+        def advance(module: nn.Module, arguments: tuple[torch.Tensor, ...]):
+            bar.update(min(len(arguments[0]) * window_seconds, bar.total - bar.n))
+
+        hook = encoder.patch_embed.register_forward_pre_hook(advance)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+class HTSATAudioClassificationPipeline(HTSATAudioReader, AudioClassificationPipeline):
+    """`audio-classification` for any audio: use it as `pipeline(..., pipeline_class=...)`.
+
+    Differs from the stock pipeline where that fails: any rate (resampled), several channels (mixed down), integer PCM
+    (scaled), files without ffmpeg, and `top_k`, which counts where it was given: at construction (5 by default) or in
+    the call.
+    """
+
+    def __init__(self, *args: Any, top_k: int | None = 5, **kwargs: Any):
+        self._default_top_k = top_k
+        super().__init__(*args, **kwargs)
+
+    def _sanitize_parameters(self, top_k=-1, function_to_apply=None, progress_bar=None, **audio_options):
+        top_k = self._default_top_k if top_k == -1 else top_k
+        _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
+        return audio_options, {"progress_bar": progress_bar}, postprocess
+
+    def _forward(self, inputs: dict[str, torch.Tensor], progress_bar: bool | None = None) -> Any:
+        num_samples = inputs.pop("num_samples")
+        seconds = int(num_samples.sum()) / self.feature_extractor.sampling_rate
+        with window_progress(self.model, seconds, progress_bar):
+            return self.model(**inputs)
+
+
+class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
+    """`sound-event-detection`: when which sounds are heard.
+
+    Calling it gives, for every source, a list of `{"label", "onset", "offset", "score"}` in seconds, sorted by onset.
+    Options, at construction or in the call:
+        threshold: a score for all classes, in place of the model's own decoding.
+        decoding: an `EventDecoding` or its dictionary, in place of `model.config.event_decoding`.
+        groups: `{name: [class indices]}`: report these groups of classes instead of the classes.
+        time_refinement: run the clip this many times, shifted by fractions of a time step, for finer times.
+        return_scores: give `{"events", "tags", "scores", "edges", "labels", "log_mel"}` instead of the events alone.
+        progress_bar: True or False; by default for recordings of two minutes and more, where there is a screen.
+        allow_truncated, allow_private_urls, ...: see `open_audio`.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = True
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self,
+        threshold: float | None = None,
+        decoding: EventDecoding | Mapping[str, Any] | None = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
+        time_refinement: int | None = None,
+        return_scores: bool | None = None,
+        progress_bar: bool | None = None,
+        **audio_options: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if threshold is not None and decoding is not None:
+            raise ValueError("`threshold` and `decoding` were both given; a decoding has its own thresholds.")
+        if threshold is not None:
+            decoding = EventDecoding(threshold=threshold)
+        if time_refinement is not None and time_refinement < 1:
+            raise ValueError(f"`time_refinement` is {time_refinement}; it must be at least 1.")
+        forward = {"time_refinement": time_refinement, "progress_bar": progress_bar}
+        postprocess = {"decoding": decoding, "groups": groups, "return_scores": return_scores}
+        return audio_options, _given(forward), _given(postprocess)
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], time_refinement: int = 1, progress_bar: bool | None = None
+    ) -> dict[str, torch.Tensor]:
+        num_samples = inputs.pop("num_samples")
+        seconds = time_refinement * int(num_samples.sum()) / self.feature_extractor.sampling_rate
+        passes = []
+        with window_progress(self.model, seconds, progress_bar):
+            for index in range(time_refinement):
+                outputs = self.model(**self._begin_later(inputs, num_samples, index / time_refinement))
+                passes.append(outputs.logits)
+                if index == 0:
+                    clip_logits = outputs.clip_logits
+        return {
+            "logits": torch.stack(passes, dim=1),  # (batch, passes, steps, classes)
+            "clip_logits": clip_logits,
+            "num_samples": num_samples,
+            "log_mel": inputs["input_features"],
+        }
+
+    def _begin_later(
+        self, inputs: dict[str, torch.Tensor], num_samples: torch.Tensor, fraction: float
+    ) -> dict[str, torch.Tensor]:
+        """The features without their first fraction of a time step; the end is mirrored, so that none is shorter."""
+        if fraction == 0:
+            return inputs
+        features, mask = inputs["input_features"], inputs.get("attention_mask")
+        steps = [len(self._edges(int(samples))) - 1 for samples in num_samples]
+        own_frames = [self.feature_extractor.num_frames(int(samples)) for samples in num_samples]
+        shift = [round(fraction * frames / count) for frames, count in zip(own_frames, steps, strict=True)]
+        last = mask.sum(1) - 1 if mask is not None else torch.full((len(features),), features.shape[1] - 1)
+        frame = torch.arange(features.shape[1]) + torch.tensor(shift)[:, None]  # (batch, frames)
+        last = last[:, None].cpu()
+        frame = torch.where(frame > last, 2 * last - frame, frame).clamp(min=0).to(features.device)
+        return {**inputs, "input_features": features.gather(1, frame[..., None].expand_as(features))}
+
+    def _edges(self, num_samples: int) -> np.ndarray:
+        seconds = num_samples / self.feature_extractor.sampling_rate
+        config = self.model.config
+        empty = np.zeros((config.num_steps_of(self.feature_extractor.num_frames(num_samples)), 1), dtype=np.float32)
+        return self.feature_extractor.scores_over_time(empty, seconds)[1]
+
+    def postprocess(
+        self,
+        outputs: dict[str, torch.Tensor],
+        decoding: EventDecoding | Mapping[str, Any] | None = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
+        return_scores: bool = False,
+    ) -> Any:
+        config = self.model.config
+        seconds = int(outputs["num_samples"]) / self.feature_extractor.sampling_rate
+        scores, edges = self._fine_scores(outputs["logits"][0], seconds)
+        labels = [config.id2label[index] for index in range(config.num_labels)]
+        if groups is not None:
+            scores, labels = group_scores(scores, groups), list(groups)
+        elif decoding is None:
+            decoding = config.event_decoding
+        if not isinstance(decoding, EventDecoding):
+            decoding = EventDecoding.from_dict(decoding or {})
+        events = decode_events(scores, None, decoding, labels, step_edges_seconds=edges)
+        if not return_scores:
+            return events
+        return {
+            "events": events,
+            "tags": self._tags(outputs["clip_logits"][0].float()),
+            "scores": scores,
+            "edges": edges,
+            "labels": labels,
+            "log_mel": self._own_frames(outputs["log_mel"][0], seconds).float().cpu().numpy(),
+        }
+
+    def _tags(self, clip_logits: torch.Tensor) -> dict[str, float]:
+        is_single = self.model.config.problem_type == "single_label_classification"
+        scores = clip_logits.softmax(-1) if is_single else clip_logits.sigmoid()
+        return {self.model.config.id2label[index]: score for index, score in enumerate(scores.tolist())}
+
+    def _fine_scores(self, logits: torch.Tensor, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+        passes = [self.feature_extractor.scores_over_time(one_pass, seconds) for one_pass in logits]
+        scores, edges = interleave_shifts([scores for scores, _ in passes]), passes[0][1]
+        fine = np.interp(np.arange(len(scores) + 1) / len(passes), np.arange(len(edges)), edges)
+        return scores, fine
+
+    def _own_frames(self, log_mel: torch.Tensor, seconds: float) -> torch.Tensor:
+        return log_mel[: self.feature_extractor.num_frames(math.ceil(seconds * self.feature_extractor.sampling_rate))]
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+__all__ = ["HTSATAudioClassificationPipeline", "HTSATSoundEventDetectionPipeline"]
