@@ -26,6 +26,7 @@ from .modeling_htsat import (
     HTSATSoundEventOutput,
 )
 from .pipeline_htsat import HTSATAudioClassificationPipeline, HTSATSoundEventDetectionPipeline
+from .version import VERSION
 
 AutoConfig.register("htsat", HTSATConfig, exist_ok=True)
 AutoFeatureExtractor.register(HTSATConfig, HTSATFeatureExtractor, exist_ok=True)
@@ -39,7 +40,7 @@ PIPELINE_REGISTRY.register_pipeline(
     type="audio",
 )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AudioError",

@@ -41,7 +41,7 @@ class HTSATConfig(PreTrainedConfig):
     The head and the long recordings:
         token_semantic_head: True for the paper's head that scores every time step (HC, HCP); False for a linear layer
             on the mean token (its variant H).
-        window_overlap: share of a window that the next one hears again, for recordings longer than one window; at most half.
+        window_overlap: share of a window that the next one hears again, in recordings longer than one: at most half.
         windows_per_pass: how many windows of a long recording are encoded at once: bounds the memory.
 
     From scores to events:
@@ -244,15 +244,15 @@ class HTSATConfig(PreTrainedConfig):
         if grid > self.window_size and grid % self.window_size:
             raise ValueError(
                 f"Stage {stage} has {grid} x {grid} tokens, which windows of `window_size` {self.window_size} do not "
-                f"tile. Choose `spec_size` ({self.spec_size}), `patch_stride` ({self.patch_stride}) or `window_size` so "
-                "that every stage is a multiple of the window, or fits inside one."
+                f"tile. Choose `spec_size` ({self.spec_size}), `patch_stride` ({self.patch_stride}) or `window_size` "
+                "so that every stage is a multiple of the window, or fits inside one."
             )
         if grid < self.window_size and grid & (grid - 1):
-            raise ValueError(f"Stage {stage} has {grid} x {grid} tokens; a stage below one window needs a power of two.")
+            raise ValueError(f"Stage {stage} has {grid} x {grid} tokens; below one window, a power of two is needed.")
         if dim % heads:
             raise ValueError(
-                f"Stage {stage} has tokens of {dim} numbers (`embed_dim` {self.embed_dim} doubled {stage} times), which "
-                f"{heads} heads do not divide. Change `embed_dim` or `num_heads` {tuple(self.num_heads)}."
+                f"Stage {stage} has tokens of {dim} numbers (`embed_dim` {self.embed_dim} doubled {stage} times), "
+                f"which {heads} heads do not divide. Change `embed_dim` or `num_heads` {tuple(self.num_heads)}."
             )
 
     def _check_rates(self):

@@ -1,0 +1,194 @@
+"""The promises that CONTRIBUTING and README make about the code itself."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import setuptools
+import soundfile
+import torch
+
+from modeling_htsat import HTSATConfig, HTSATFeatureExtractor, HTSATForSoundEventDetection
+from modeling_htsat.cli import make_parser
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "modeling_htsat"
+GROUND_FLOOR = sorted(PACKAGE.glob("*_htsat.py"))
+GROUND_FLOOR_MAY_IMPORT = {*sys.stdlib_module_names, "huggingface_hub", "numpy", "torch", "tqdm", "transformers"}
+AUDIO_READING = {"soundfile", "soxr"}
+NOT_IMPORTABLE = {"configuration", "model_cards", "training_scripts", "tests", "benchmarks"}
+
+
+def imports_of(path: Path) -> list[tuple[str, ast.AST]]:
+    """Every import of a file: the module's first name, with leading dots for relative ones."""
+    found: list[tuple[str, ast.AST]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name.split(".")[0], node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(("." * node.level + (node.module or "").split(".")[0], node))
+    return found
+
+
+@pytest.mark.parametrize("path", GROUND_FLOOR, ids=lambda path: path.name)
+def test_what_travels_to_the_hub_imports_only_siblings_and_what_it_may(path):
+    siblings = {f".{file.stem}" for file in GROUND_FLOOR}
+    allowed = GROUND_FLOOR_MAY_IMPORT | siblings | (AUDIO_READING if path.name == "audio_htsat.py" else set())
+    strangers = {name for name, _ in imports_of(path)} - allowed
+    assert not strangers
+
+
+@pytest.mark.parametrize("path", GROUND_FLOOR, ids=lambda path: path.name)
+def test_what_travels_to_the_hub_imports_nothing_inside_functions(path):
+    top_level = ast.parse(path.read_text(encoding="utf-8")).body
+    inside = [node.lineno for _, node in imports_of(path) if ast.dump(node) not in {ast.dump(top) for top in top_level}]
+    assert not inside
+
+
+def test_imports_between_the_models_files_run_one_way():
+    order = ["events", "audio", "configuration", "feature_extraction", "modeling", "pipeline"]
+    rank = {f".{name}_htsat": position for position, name in enumerate(order)}
+    assert set(rank) == {f".{path.stem}" for path in GROUND_FLOOR}
+    for path in GROUND_FLOOR:
+        for name, _ in imports_of(path):
+            assert name not in rank or rank[name] < rank[f".{path.stem}"], f"{path.name} imports {name}"
+
+
+def test_nothing_imports_the_folders_of_data_and_scripts():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "training_scripts").glob("*.py")]:
+        assert not {name for name, _ in imports_of(path)} & NOT_IMPORTABLE, path
+
+
+def test_only_one_name_becomes_importable():
+    packages = setuptools.find_packages(str(ROOT), include=["modeling_htsat*"])
+    assert {name.split(".")[0] for name in packages} == {"modeling_htsat"}
+
+
+def test_no_file_names_the_path_of_a_machine():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"(^|[\s\"'(=])/(work|root|home)/")
+    for name in tracked:
+        if Path(name).suffix in {".py", ".md", ".cfg", ".toml", ".txt", ".yaml", ".json"} and (ROOT / name).exists():
+            assert not pattern.search((ROOT / name).read_text(encoding="utf-8")), name
+
+
+# ── the README ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of a document in one language; "" for those that name none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+@pytest.fixture(scope="module")
+def users_folder(tmp_path_factory):
+    """What the README takes for granted: a converted model, and a recording of a dog."""
+    folder = tmp_path_factory.mktemp("user")
+    # The last stage must be 768 wide, as the README prints it; one block a stage keeps it quick.
+    config = HTSATConfig(depths=(1, 1, 1, 1), num_labels=527, problem_type="multi_label_classification")
+    HTSATForSoundEventDetection(config).save_pretrained(folder / "htsat-audioset")
+    HTSATFeatureExtractor().save_pretrained(folder / "htsat-audioset")
+    noise = np.random.default_rng(0).standard_normal((441000, 2)) * 0.1
+    soundfile.write(folder / "dog.wav", noise, 44100)
+    return folder
+
+
+@pytest.mark.parametrize("block", blocks(ROOT / "README.md", "python"), ids=lambda block: block.split("\n")[-2][:40])
+def test_every_python_block_of_the_readme_runs(block, users_folder, monkeypatch):
+    monkeypatch.chdir(users_folder)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("block", blocks(ROOT / "configuration" / "README.md", "python"))
+def test_every_python_block_about_the_configuration_runs(block, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, "configuration/README.md", "exec"), {})
+
+
+def test_every_command_of_the_readme_is_one_that_htsat_knows():
+    lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("htsat ")]
+    assert len(commands) >= 6
+    for command in commands:
+        make_parser().parse_args(command)
+
+
+def test_every_make_word_of_the_documents_exists():
+    words = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md", ".ci/run"):
+        named = re.findall(r"^(?:make |.*`make )([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
+        assert set(named) <= words, name
+
+
+def test_the_file_tree_of_the_readme_names_every_file_of_the_package_and_none_that_is_missing():
+    (tree,) = (block for block in blocks(ROOT / "README.md", "") if "modeling_htsat/" in block)
+    inside = re.findall(r"^  ([\w.]+(?:/)?)", tree, re.MULTILINE)
+    present = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    present |= {f"{path.parent.name}/" for path in PACKAGE.glob("*/*") if path.parent.name != "__pycache__"}
+    assert set(inside) == present
+    for name in re.findall(r"^([\w.]+(?:/\w+)?)", tree, re.MULTILINE):
+        assert (ROOT / name).exists(), name
+
+
+# ── the Hub ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["modeling_htsat"] = None  # as on a machine that lacks it
+import torch
+from transformers import AutoFeatureExtractor, AutoModelForAudioFrameClassification
+folder = sys.argv[1]
+extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForAudioFrameClassification.from_pretrained(folder, trust_remote_code=True)
+inputs = extractor(torch.linspace(-1, 1, 3200), sampling_rate=32000, return_tensors="pt")
+with torch.no_grad():
+    torch.save(model(**inputs).logits, folder + "/logits.pt")
+"""
+
+
+def test_a_saved_model_runs_from_its_own_folder_where_the_package_is_missing(tmp_path, monkeypatch):
+    export = f"""
+import torch
+from modeling_htsat import HTSATConfig, HTSATFeatureExtractor, HTSATForSoundEventDetection
+torch.manual_seed(0)
+HTSATConfig.register_for_auto_class()
+HTSATFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+HTSATForSoundEventDetection.register_for_auto_class("AutoModelForAudioFrameClassification")
+config = HTSATConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2), num_labels=3, spec_size=128)
+model = HTSATForSoundEventDetection(config).eval()
+extractor = HTSATFeatureExtractor(clip_frames=256, frames_per_step=config.frames_per_step)
+model.save_pretrained({str(tmp_path)!r})
+extractor.save_pretrained({str(tmp_path)!r})
+inputs = extractor(torch.linspace(-1, 1, 3200), sampling_rate=32000, return_tensors="pt")
+with torch.no_grad():
+    torch.save(model(**inputs).logits, {str(tmp_path / "here.pt")!r})
+"""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for code, arguments in ((export, []), (WITHOUT_THE_PACKAGE, [str(tmp_path)])):
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=300)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), torch.load(tmp_path / "here.pt"))
+
+
+def test_the_demo_script_shows_the_whole_way(tmp_path):
+    script = ROOT / "training_scripts" / "run_demo.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--output", str(tmp_path / "demo")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "event_label" in done.stdout
+    for name in ("sound.wav", "events.png", "events.tsv", "model-0/config.json", "model-0/model.safetensors"):
+        assert (tmp_path / "demo" / name).stat().st_size > 100
