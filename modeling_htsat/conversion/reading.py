@@ -1,0 +1,87 @@
+"""Reading a checkpoint file, whatever wraps its tensors, without running any code that it may hold."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted, and why."""
+
+
+# What Lightning keeps beside the weights: classes as mere dictionary keys, and tables of hyperparameters. Wherever a
+# checkpoint names one of these, an OrderedDict stands in: torch knows how to fill it, and nothing runs.
+BESIDE_THE_WEIGHTS = ["argparse.Namespace"] + [
+    f"{package}.{name}"
+    for package in ("pytorch_lightning", "lightning.pytorch")
+    for name in (
+        "callbacks.early_stopping.EarlyStopping",
+        "callbacks.lr_monitor.LearningRateMonitor",
+        "callbacks.model_checkpoint.ModelCheckpoint",
+        "utilities.parsing.AttributeDict",
+    )
+]
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint file by name, without wrappers and prefixes."""
+    if not path.is_file():
+        raise ConversionError(f"{path} is not a file; give the checkpoint to convert.")
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    entries = content.items() if isinstance(content, Mapping) else ()
+    state = {str(key): value for key, value in entries if isinstance(value, torch.Tensor)}
+    if not state:
+        raise ConversionError(
+            f"{path} holds no state dict: a table of tensors by name, or one under `state_dict` or `model`."
+        )
+    return without_prefix(state)
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConversionError(f"{path} is not a readable safetensors file ({error}). Download it again.") from error
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        with torch.serialization.safe_globals([(OrderedDict, name) for name in BESIDE_THE_WEIGHTS]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no error class of its own, neither for a refusal nor for a broken file
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if culprit:
+            raise ConversionError(
+                f"{path} holds more than weights: its pickle asks for {culprit[1]}, which could run code and is "
+                "refused. Nothing was written. If you trust the file, save its tensors alone: "
+                "`torch.save(torch.load(file, weights_only=False)['state_dict'], 'weights.ckpt')`."
+            ) from error
+        raise ConversionError(
+            f"{path} is not a readable PyTorch checkpoint of weights ({type(error).__name__}). Check that it is one, "
+            "and that it arrived whole."
+        ) from error
+
+
+def without_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what Lightning (`sed_model.`), data-parallel and compiling wrappers put before every name."""
+    stripped: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        name = re.sub(r"^((sed_model|model|module|_orig_mod)\.)+", "", key)
+        if name in stripped:
+            raise ConversionError(
+                f"The checkpoint holds {name} twice, once as {key}: perhaps an average beside the weights. Save "
+                "the one to convert alone."
+            )
+        stripped[name] = tensor
+    return stripped
+
+
+__all__ = ["ConversionError", "read_checkpoint", "without_prefix"]
