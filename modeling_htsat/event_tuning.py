@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .events_htsat import EventDecoding, decode_events
-from .metrics import collar_f1, intersection_f1, segment_f1
+from .event_metrics import collar_f1, intersection_f1, segment_f1
 
 METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "intersection_f1": intersection_f1,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from .metrics import Event, collar_f1, intersection_f1, merge_overlapping_events, segment_f1
+from .event_metrics import Event, collar_f1, intersection_f1, merge_overlapping_events, segment_f1
 
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 DURATION_COLUMNS = ("filename", "duration")
@@ -68,8 +68,8 @@ def _event(path: str | os.PathLike[str], line: int, cells: Mapping[str, str]) ->
     if not cells["event_label"]:
         raise _error(path, line, "event_label is empty; fill it, or leave onset and offset empty as well")
     onset, offset = (_seconds(path, line, column, cells[column]) for column in ("onset", "offset"))
-    if offset <= onset:
-        raise _error(path, line, f"the event ends at {offset:g} s, which is not after its onset at {onset:g} s")
+    if offset < onset:
+        raise _error(path, line, f"the event ends at {offset:g} s, before its onset at {onset:g} s")
     return onset, offset, cells["event_label"]
 
 
@@ -151,7 +151,7 @@ def write_events(path: str | os.PathLike[str], events: Iterable[Mapping[str, Any
         _check_one_recording(rows)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"The folder {path.parent} for {path.name} does not exist; create it first.")
-    _write_atomically(path, lambda file: write(file, rows))
+    write_whole(path, lambda file: write(file, rows))
 
 
 def _writer(path: Path, format: str | None) -> Callable[[TextIO, Sequence[dict[str, Any]]], None]:
@@ -197,7 +197,7 @@ def _check_one_recording(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _write_atomically(path: Path, write: Callable[[TextIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
     """Write beside the target and move it there, so that no reader ever sees half a table."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -209,22 +209,27 @@ def _write_atomically(path: Path, write: Callable[[TextIO], None]) -> None:
         raise
 
 
-def _write_delimited(file: TextIO, rows: Sequence[dict[str, Any]], delimiter: str) -> None:
-    columns = (*EVENT_COLUMNS, "score") if any("score" in row for row in rows) else EVENT_COLUMNS
+def _event_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    return (*EVENT_COLUMNS, "score") if any("score" in row for row in rows) else EVENT_COLUMNS
+
+
+def write_delimited(file: TextIO, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], delimiter: str) -> None:
+    """Rows as a table with a header; a cell that a row lacks stays empty."""
     writer = csv.DictWriter(file, columns, restval="", delimiter=delimiter, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 
 
 def _write_tsv(file: TextIO, rows: Sequence[dict[str, Any]]) -> None:
-    _write_delimited(file, rows, "\t")
+    write_delimited(file, rows, _event_columns(rows), "\t")
 
 
 def _write_csv(file: TextIO, rows: Sequence[dict[str, Any]]) -> None:
-    _write_delimited(file, rows, ",")
+    write_delimited(file, rows, _event_columns(rows), ",")
 
 
-def _write_json_lines(file: TextIO, rows: Sequence[dict[str, Any]]) -> None:
+def write_json_lines(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object on each line."""
     for row in rows:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -247,7 +252,7 @@ def _write_raven(file: TextIO, rows: Sequence[dict[str, Any]]) -> None:
 _WRITERS: dict[str, Callable[[TextIO, Sequence[dict[str, Any]]], None]] = {
     "tsv": _write_tsv,
     "csv": _write_csv,
-    "json": _write_json_lines,
+    "json": write_json_lines,
     "audacity": _write_audacity,
     "raven": _write_raven,
 }
@@ -267,14 +272,15 @@ def evaluate_event_tables(
     offset_collar_seconds: float = 0.2,
     offset_collar_ratio: float = 0.2,
     segment_seconds: float = 1.0,
-    end_slack_seconds: float = 1.0,
+    end_slack_seconds: float = math.inf,
     merge_overlaps: bool = False,
 ) -> dict[str, Any]:
     """Score a table of detections against a reference, by all three event criteria over the same files.
 
     Every file of the reference, and every file with a duration, is evaluated; one without rows has no events. Events
-    may end up to `end_slack_seconds` after their file, since windows are padded, and are then taken as they are: none
-    of the packages that these scores follow clips them. `merge_overlaps` joins overlapping detections of one class.
+    that end after their file, as padded windows make them, are taken as they are: none of the packages that these
+    scores follow clips them. With `end_slack_seconds`, one that ends later than that is an error. `merge_overlaps`
+    joins overlapping detections of one class, which have no intersection score.
     """
     file_seconds = read_durations(durations)
     reference_rows, detection_rows = _event_rows(reference), _event_rows(detections)
@@ -379,5 +385,8 @@ __all__ = [
     "format_event_scores",
     "read_durations",
     "read_events",
+    "write_delimited",
     "write_events",
+    "write_json_lines",
+    "write_whole",
 ]

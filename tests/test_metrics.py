@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_htsat import metrics
+from modeling_htsat import event_metrics, metrics
 
 EVENT_SCORES = (metrics.intersection_f1, metrics.collar_f1, metrics.segment_f1)
 
@@ -579,7 +579,7 @@ def score_tables_of(truth, rng=None, num_steps=100):
 
 
 def score_frames(score_tables):
-    new_frame, _ = metrics._sed_scores_eval()  # writable, as the package needs them with pandas 3
+    new_frame, _ = event_metrics._sed_scores_eval()  # writable, as the package needs them with pandas 3
     columns = ["onset", "offset", "Cat", "Dog", "Speech"]
     return {
         filename: new_frame(np.column_stack([edges[:-1], edges[1:], scores]), columns=columns)
