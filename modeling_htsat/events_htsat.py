@@ -159,7 +159,7 @@ def decode_events(
         return []
     values = decoding.for_classes(scores.shape[1], labels)
     usual_step_seconds = step_seconds if step_seconds is not None else np.median(np.diff(edges[: num_heard + 1]))
-    filter_steps = _count_filter_steps(values["median_filter_seconds"], usual_step_seconds)
+    filter_steps = count_filter_steps(values["median_filter_seconds"], usual_step_seconds)
     smooth = median_filter_scores(scores[:num_heard], filter_steps)
     # In the type of the scores, as a 32-bit 0.6 is above a 64-bit 0.6.
     runs = _find_runs(smooth, values["stay_threshold"].astype(smooth.dtype), edges)
@@ -209,9 +209,10 @@ def _place_step_edges(
     return np.minimum(edges, duration_seconds)
 
 
-def _count_filter_steps(filter_seconds: np.ndarray, step_seconds: float) -> np.ndarray:
+def count_filter_steps(filter_seconds: np.ndarray, step_seconds: float) -> np.ndarray:
     """Return odd numbers of steps; 1 leaves the scores as they are."""
-    return np.floor(filter_seconds / step_seconds + 0.5).astype(int) | 1
+    # A filter of 1.5 steps must not become 1 or 3 by the rounding of a difference of edges.
+    return np.floor((filter_seconds + ROUNDING_SECONDS) / step_seconds + 0.5).astype(int) | 1
 
 
 def median_filter_scores(scores: np.ndarray, filter_steps: int | np.ndarray) -> np.ndarray:
@@ -377,6 +378,7 @@ def interleave_shifts(shifted_scores: Sequence[np.ndarray]) -> np.ndarray:
 __all__ = [
     "EventDecoding",
     "average_repeats",
+    "count_filter_steps",
     "decode_events",
     "events_to_frames",
     "group_scores",

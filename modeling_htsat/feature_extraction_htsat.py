@@ -191,12 +191,13 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(features, tensor_type=return_tensors)
 
     def extract_blocks(self, blocks: Iterable[Any]) -> BatchFeature:
-        """The features of one recording that comes in blocks of samples, as PyTorch tensors: those of the whole at once.
+        """The features of one recording that comes in blocks of samples, as tensors: those of the whole at once.
 
         No more than a block is held in memory as a waveform, so that an hour takes no more than its spectrogram.
         """
-        waveforms = (to_mono_float(block, "A block of samples") for block in blocks)
-        spectrogram = torch.cat(list(self._stream_log_mel(self._mirror_stream(waveforms))))
+        stream = LogMelStream(self)
+        pieces = [stream.push(to_mono_float(block, "A block of samples")) for block in blocks]
+        spectrogram = torch.cat([*pieces, stream.finish()])
         spectrogram = self._fit_short_clip(spectrogram, self.short_clips)
         features = {"input_features": spectrogram[None]}
         if self.return_attention_mask:
@@ -227,8 +228,8 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
             is_batch = len(raw_speech) > 0 and (hasattr(raw_speech[0], "__len__") or getattr(raw_speech[0], "ndim", 0))
         else:
             raise ValueError(
-                f"Audio came as {type(raw_speech).__name__}; samples are needed: an array, a tensor, a list of numbers, "
-                "or a list of those. `modeling_htsat.load_audio(path, sampling_rate)` reads a file."
+                f"Audio came as {type(raw_speech).__name__}; samples are needed: an array, a tensor, a list of numbers,"
+                " or a list of those. `modeling_htsat.load_audio(path, sampling_rate)` reads a file."
             )
         if not is_batch:
             return [to_mono_float(raw_speech)]
@@ -272,35 +273,6 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
             samples = slice(first_frame * self.hop_length, last_frame * self.hop_length + self.window_length)
             yield self._log_mel(waveforms[:, samples])
 
-    def _mirror_stream(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """What `_mirror_ends` makes of the whole waveform, piece by piece."""
-        half_window = self.window_length // 2
-        blocks = iter(blocks)
-        last = torch.zeros(0)
-        for block in blocks:
-            last = torch.cat([last, block])
-            if len(last) >= self._min_samples:
-                break
-        else:
-            yield self._mirror_ends(last)
-            return
-        yield last[1 : half_window + 1].flip(0)
-        yield last
-        for block in blocks:
-            last = torch.cat([last[-self._min_samples :], block])
-            yield block
-        yield last[-half_window - 1 : -1].flip(0)
-
-    def _stream_log_mel(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """`(frames, mels)` of a waveform that is mirrored already, as soon as there are samples for a frame."""
-        held = torch.zeros(0)
-        for piece in pieces:
-            held = torch.cat([held, piece])
-            num_frames = 1 + (len(held) - self.window_length) // self.hop_length
-            if num_frames > 0:
-                yield from (log_mel[0] for log_mel in self._log_mel_blocks(held[None]))
-                held = held[num_frames * self.hop_length :]
-
     @torch.no_grad()
     def _log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
         device = waveforms.device
@@ -324,7 +296,6 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         if rule == "pad":
             return F.pad(spectrogram, (0, 0, 0, max(self.clip_frames - num_frames, 0)), value=SILENCE_DECIBELS)
         return spectrogram
-
 
     # ── back to seconds ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -381,6 +352,47 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         return events
 
 
+class LogMelStream:
+    """The spectrogram of one recording that comes in pieces: every frame as soon as its samples are there.
+
+    What `push` and `finish` return, joined, is the spectrogram of the whole waveform. Between the pieces, less than two
+    Fourier windows are held. Nothing is changed in place: a `copy.copy` can be finished while the stream goes on.
+    """
+
+    def __init__(self, extractor: HTSATFeatureExtractor):
+        self.extractor = extractor
+        self.waiting = torch.zeros(0)  # samples that frames to come will look at
+        self.latest = torch.zeros(0)  # the last samples of all, which the end will mirror
+        self.has_begun = False
+
+    def push(self, samples: torch.Tensor) -> torch.Tensor:
+        """The frames `(frames, mels)`, perhaps none, that these samples complete."""
+        kept = self.extractor._min_samples
+        self.latest = torch.cat([self.latest, samples[-kept:]])[-kept:]
+        self.waiting = torch.cat([self.waiting, samples])
+        if not self.has_begun and len(self.waiting) >= kept:
+            self.waiting = torch.cat([self.waiting[1:kept].flip(0), self.waiting])
+            self.has_begun = True
+        return self._take_frames() if self.has_begun else self._no_frames()
+
+    def finish(self) -> torch.Tensor:
+        """The last frames, which hear the end mirrored."""
+        if self.has_begun:
+            self.waiting = torch.cat([self.waiting, self.latest[:-1].flip(0)])
+        else:
+            self.waiting = self.extractor._mirror_ends(self.waiting)
+        return self._take_frames()
+
+    def _take_frames(self) -> torch.Tensor:
+        blocks = [block[0] for block in self.extractor._log_mel_blocks(self.waiting[None])]
+        frames = torch.cat([self._no_frames(), *blocks])
+        self.waiting = self.waiting[len(frames) * self.extractor.hop_length :].clone()  # frees what lies before
+        return frames
+
+    def _no_frames(self) -> torch.Tensor:
+        return torch.zeros(0, self.extractor.num_mel_bins)
+
+
 def _known_rule(rule: str) -> str:
     if rule not in SHORT_CLIP_RULES:
         raise ValueError(f"`short_clips` is {rule!r}; it must be one of {', '.join(SHORT_CLIP_RULES)}.")
@@ -392,4 +404,4 @@ def _frame_mask(spectrograms: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
 
 
-__all__ = ["HTSATFeatureExtractor", "to_mono_float"]
+__all__ = ["HTSATFeatureExtractor", "LogMelStream", "to_mono_float"]
