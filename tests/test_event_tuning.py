@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from modeling_htsat import HTSATConfig
 from modeling_htsat.event_tuning import _find_best_cell, tune_event_decoding
 from modeling_htsat.events_htsat import EventDecoding, decode_events, events_to_frames
 from modeling_htsat.metrics import collar_f1, intersection_f1, segment_f1
@@ -39,11 +40,11 @@ def make_scores(truth, low, high, num_steps=17):
     return {filename: np.where(frame > 0, high, low) for filename, frame in frames.items()}
 
 
-def detect(frame_scores, decoding, durations=None):
+def detect(frame_scores, decoding, durations=None, step_seconds=STEP_SECONDS, labels=LABELS):
     detections = {}
     for filename, scores in frame_scores.items():
         duration_seconds = None if durations is None else durations[filename]
-        events = decode_events(scores, STEP_SECONDS, decoding, LABELS, duration_seconds)
+        events = decode_events(scores, step_seconds, decoding, labels, duration_seconds)
         detections[filename] = [(event["onset"], event["offset"], event["label"]) for event in events]
     return detections
 
@@ -187,3 +188,55 @@ def test_a_search_that_cannot_succeed_is_refused(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         tune_event_decoding(**usual | changes)
+
+
+def test_a_lower_threshold_to_stay_is_found_where_scores_sag_and_noise_would_be_let_in():
+    # The event sags to 0.5 in its middle; elsewhere noise reaches 0.55 alone. One threshold splits or adds, two do not.
+    scores = {"a": np.array([[0.1, 0.9, 0.5, 0.9, 0.1, 0.55, 0.1, 0.1]]).T}
+    truth = {"a": [(1.0, 4.0, "Cat")]}
+    plain = tune_event_decoding(scores, 1.0, truth, ["Cat"], "collar_f1", median_filter_seconds=(0.0,), stay_shares=())
+    tuned = tune_event_decoding(
+        scores,
+        1.0,
+        truth,
+        ["Cat"],
+        "collar_f1",
+        thresholds=(0.3, 0.6, 0.8),
+        median_filter_seconds=(0.0,),
+        max_gap_seconds=(),
+        min_event_seconds=(),
+    )
+    assert plain.stay_threshold is None
+    assert tuned.stay_threshold["Cat"] < 0.5 < tuned.threshold["Cat"]
+    assert collar_f1(truth, detect(scores, tuned, step_seconds=1.0, labels=["Cat"]))["macro"] == 1
+
+
+def test_gaps_are_closed_and_short_events_dropped_only_for_the_classes_that_gain():
+    # Cat is one event with a silent step; Dog has a spurious step beside its true event; Hen is perfect as it is.
+    cat = [0, 0.9, 0.9, 0, 0.9, 0.9, 0, 0, 0]
+    dog = [0.9, 0, 0, 0.9, 0.9, 0.9, 0, 0, 0]
+    hen = [0, 0.9, 0, 0.9, 0, 0, 0, 0, 0.9]
+    scores = {"a": np.array([cat, dog, hen]).T}
+    truth = {"a": [(1, 6, "Cat"), (3, 6, "Dog"), (1, 2, "Hen"), (3, 4, "Hen"), (8, 9, "Hen")]}
+    labels = ["Cat", "Dog", "Hen"]
+    tuned = tune_event_decoding(
+        scores,
+        1.0,
+        truth,
+        labels,
+        "collar_f1",
+        median_filter_seconds=(0.0,),
+        max_gap_seconds=(1.0,),
+        min_event_seconds=(2.0,),
+    )
+    assert tuned.max_gap_seconds == {"Cat": 1.0, "Dog": 0.0, "Hen": 0.0}
+    assert tuned.min_event_seconds == {"Cat": 0.0, "Dog": 2.0, "Hen": 0.0}
+    assert collar_f1(truth, detect(scores, tuned, step_seconds=1.0, labels=labels))["macro"] == 1
+
+
+def test_a_models_configuration_keeps_what_was_tuned(tmp_path):
+    scores, truth = {"a": np.array([[0.1, 0.4, 0.1]]).T}, {"a": [(1.0, 2.0, "Cat")]}
+    config = HTSATConfig(id2label={0: "Cat"})
+    tuned = tune_event_decoding(scores, 1.0, truth, ["Cat"], config=config)
+    config.save_pretrained(tmp_path)
+    assert EventDecoding.from_dict(HTSATConfig.from_pretrained(tmp_path).event_decoding) == tuned
