@@ -89,6 +89,15 @@ class HTSATConfig(PreTrainedConfig):
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: index for index, label in self.id2label.items()}
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As everywhere, but values given at loading are checked too, and `id2label` alone renames the labels."""
+        if kwargs.get("id2label") is not None and kwargs.get("label2id") is None:
+            kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
+        return loaded
+
     # ── derived sizes ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -193,8 +202,8 @@ class HTSATConfig(PreTrainedConfig):
                 f"`problem_type` is {self.problem_type!r}; it must be one of {', '.join(PROBLEM_TYPES)}, or None to "
                 "follow the labels' shape and type."
             )
-        if self.id2label is None or self.label2id is None:
-            return
+        if not self.id2label or self.label2id is None:
+            raise ValueError("`id2label` names no label; a model needs at least one label.")
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"`id2label` must number its {len(self.id2label)} labels from 0 upwards, without a gap.")
         if {int(index): label for label, index in self.label2id.items()} != dict(self.id2label):

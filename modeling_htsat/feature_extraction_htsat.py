@@ -60,9 +60,11 @@ def _as_tensor(waveform: Any, name: str) -> torch.Tensor:
         raise ValueError(f"{name} is not an array of numbers. Pass samples, for example as a float32 NumPy array.")
     if array.dtype.kind in "iu" and isinstance(waveform, list | tuple):
         array = array.astype(np.float32)  # a plain Python list such as [0, 1, 0] has no PCM width of its own
-    # Torch neither shares memory with read-only, reversed or big-endian arrays nor knows all unsigned types.
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    # Torch cannot share memory with read-only, reversed or big-endian arrays.
     array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 
 def _scale_to_float(waveform: torch.Tensor, name: str) -> torch.Tensor:
@@ -219,13 +221,13 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
     def _as_clips(self, raw_speech: Any) -> list[torch.Tensor]:
         if hasattr(raw_speech, "ndim"):
             is_batch = raw_speech.ndim > 1
-            if raw_speech.ndim == 2 and raw_speech.shape[0] > raw_speech.shape[1] and raw_speech.shape[1] <= 2:
+            if raw_speech.ndim == 2 and raw_speech.shape[0] > raw_speech.shape[1] and raw_speech.shape[1] in (1, 2):
                 raise ValueError(
                     f"The waveform has shape {tuple(raw_speech.shape)}, which looks like (samples, channels); one "
                     "channel is needed. Mix it down first, for example with `waveform.mean(axis=1)`."
                 )
         elif isinstance(raw_speech, Sequence) and not isinstance(raw_speech, str | bytes):
-            is_batch = len(raw_speech) > 0 and (hasattr(raw_speech[0], "__len__") or getattr(raw_speech[0], "ndim", 0))
+            is_batch = len(raw_speech) > 0 and _is_sequence(raw_speech[0])
         else:
             raise ValueError(
                 f"Audio came as {type(raw_speech).__name__}; samples are needed: an array, a tensor, a list of numbers,"
@@ -391,6 +393,10 @@ class LogMelStream:
 
     def _no_frames(self) -> torch.Tensor:
         return torch.zeros(0, self.extractor.num_mel_bins)
+
+
+def _is_sequence(item: Any) -> bool:
+    return item.ndim > 0 if hasattr(item, "ndim") else hasattr(item, "__len__")
 
 
 def _known_rule(rule: str) -> str:

@@ -33,7 +33,7 @@ MASKED_BIAS = -100.0  # what the authors add between tokens that are neighbours 
 CUBIC_A = -0.75  # the constant of PyTorch's bicubic interpolation
 
 
-# ── outputs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -95,7 +95,7 @@ class HTSATSoundEventOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-# ── the order of tokens ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the order of tokens ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def z_order(grid: int) -> torch.Tensor:
@@ -155,7 +155,7 @@ class HTSATIndexes(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
 
-# ── from the spectrogram to tokens ─────────────────────────────────────────────────────────────────────────────────────
+# ── from the spectrogram to tokens ────────────────────────────────────────────────────────────────────────────────────
 
 
 def cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
@@ -225,7 +225,7 @@ class HTSATPatchEmbeddings(HTSATIndexes):
         return self.dropout(self.norm(self.projection(patches)))  # (windows, tokens, dim)
 
 
-# ── attention in windows ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── attention in windows ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class HTSATWindowing(HTSATIndexes):
@@ -422,7 +422,7 @@ class HTSATTimeMap(HTSATIndexes):
         return tokens.transpose(1, 2).unflatten(2, (self.num_bins, -1))  # (windows, dim, bins, steps)
 
 
-# ── recordings longer than one window ──────────────────────────────────────────────────────────────────────────────────
+# ── recordings longer than one window ─────────────────────────────────────────────────────────────────────────────────
 
 
 class WindowPlan(NamedTuple):
@@ -445,7 +445,7 @@ class WindowPlan(NamedTuple):
 
 
 def plan_windows(config: HTSATConfig, num_frames: torch.Tensor, max_frames: int) -> WindowPlan:
-    """Lay overlapping windows over recordings of `num_frames` frames, on the grid of steps; the last ends the recording.
+    """Lay overlapping windows over recordings of `num_frames` frames, on the grid of steps; the last one ends each.
 
     Up to one window, a recording has one. All sizes follow from `max_frames`, so that the model compiles and exports.
     """
@@ -497,7 +497,7 @@ def masked_mean(steps: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
     return (steps * weights).sum(1) / weights.sum(1)
 
 
-# ── the model ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class HTSATPreTrainedModel(PreTrainedModel):
@@ -606,8 +606,8 @@ class HTSATModel(HTSATPreTrainedModel):
         """Real frames of every recording, `(batch,)`."""
         if input_features.ndim != 3 or input_features.shape[2] != self.config.num_mel_bins or 0 in input_features.shape:
             raise ValueError(
-                f"`input_features` has shape {tuple(input_features.shape)}; (batch, frames, {self.config.num_mel_bins}) "
-                "is needed, none of them empty. HTSATFeatureExtractor makes it from waveforms."
+                f"`input_features` has shape {tuple(input_features.shape)}; (batch, frames, {self.config.num_mel_bins})"
+                " is needed, none of them empty. HTSATFeatureExtractor makes it from waveforms."
             )
         if attention_mask is None:
             return torch.full(input_features.shape[:1], input_features.shape[1], device=input_features.device)
@@ -626,7 +626,7 @@ def join_passes(parts: Sequence[Any]) -> Any:
     return tuple(join_passes(tensors) for tensors in zip(*parts, strict=True))
 
 
-# ── heads ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── heads ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class HTSATTokenSemanticHead(nn.Module):
@@ -657,7 +657,7 @@ def make_head(config: HTSATConfig) -> nn.Module:
     return HTSATTokenSemanticHead(config) if config.token_semantic_head else HTSATLinearHead(config)
 
 
-# ── losses ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── losses ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def multi_label_loss(
@@ -692,7 +692,8 @@ def single_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
 def regression_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean squared error; targets that are NaN are missing."""
-    if targets.numel() != logits.numel():
+    is_single = logits.shape[1] == 1 and targets.shape == logits.shape[:1]
+    if targets.shape != logits.shape and not is_single:
         raise ValueError(
             f"`labels` has shape {tuple(targets.shape)}; that of the outputs, {tuple(logits.shape)}, is needed."
         )
@@ -719,7 +720,7 @@ def clip_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | No
     return multi_label_loss(logits, labels, "labels")
 
 
-# ── models with heads ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── models with heads ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class HTSATForAudioClassification(HTSATPreTrainedModel):
@@ -807,16 +808,17 @@ class HTSATForSoundEventDetection(HTSATPreTrainedModel):
         labels: torch.Tensor | None,
         frame_targets: torch.Tensor | None,
     ) -> torch.Tensor | None:
+        strong_name = "frame_targets"
         if labels is not None and labels.ndim == 3:
             if frame_targets is not None:
                 raise ValueError("`labels` and `frame_targets` both hold strong labels; pass weak ones as `labels`.")
-            labels, frame_targets = None, labels
+            labels, frame_targets, strong_name = None, labels, "labels"
         losses = []
         if labels is not None:
             losses.append(multi_label_loss(clip_logits, labels, "labels"))
         if frame_targets is not None:
             step_weights = step_mask[..., None].expand_as(logits)
-            losses.append(multi_label_loss(logits, frame_targets, "frame_targets", step_weights))
+            losses.append(multi_label_loss(logits, frame_targets, strong_name, step_weights))
         return sum(losses) if losses else None
 
 
