@@ -1,7 +1,8 @@
 """From any audio to answers: pipelines that tag a recording, and that find its events with onset and offset."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,10 +30,17 @@ class HTSATAudioReader:
     feature_extractor: HTSATFeatureExtractor
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Answer for one source, or for many: a list of them, a generator or a data set."""
-        if isinstance(inputs, list | tuple) and inputs and all(np.isscalar(item) for item in inputs):
-            if not isinstance(inputs[0], str | bytes):
-                inputs = np.asarray(inputs, dtype=np.float32)  # one sound, not a batch of numbers
+        """Answer for one source, or for many: a list of them, a generator, a data set or its column of sounds.
+
+        A list gives a list, the others an iterator that works as it is asked.
+        """
+        if isinstance(inputs, list | tuple):
+            if not inputs:
+                return []
+            is_one_sound = all(isinstance(item, numbers.Real) for item in inputs)
+            inputs = (tuple if is_one_sound else list)(inputs)  # transformers takes lists alone to be many
+        elif _is_data_set(inputs):
+            inputs = (source for source in inputs)
         return super().__call__(inputs, **kwargs)  # type: ignore[misc]
 
     def preprocess(self, source: Any, **audio_options: Any) -> dict[str, torch.Tensor]:
@@ -57,19 +65,20 @@ def window_progress(model: HTSATPreTrainedModel, duration_seconds: float, is_sho
     if is_shown is False or (is_shown is None and duration_seconds < LONG_SECONDS):
         yield
         return
-    config = model.config
+    config, total = model.config, round(duration_seconds)
     window_seconds = (config.num_steps - config.overlap_steps) * config.seconds_per_step(config.clip_frames + 1)
-    encoder = getattr(model, model.base_model_prefix, model)
-    with tqdm(total=round(duration_seconds), unit="s", desc="listening", disable=None if is_shown is None else False) as bar:
+    encoder = getattr(model, model.base_model_prefix)
+    with tqdm(total=total, unit="s", desc="listening", disable=None if is_shown is None else False) as bar:
 
         def advance(module: nn.Module, arguments: tuple[torch.Tensor, ...]):
-            bar.update(min(len(arguments[0]) * window_seconds, bar.total - bar.n))
+            bar.update(min(round(len(arguments[0]) * window_seconds), total - bar.n))
 
         hook = encoder.patch_embed.register_forward_pre_hook(advance)
         try:
             yield
         finally:
             hook.remove()
+        bar.update(total - bar.n)  # the last window is longer than the step from one to the next
 
 
 class HTSATAudioClassificationPipeline(HTSATAudioReader, AudioClassificationPipeline):
@@ -80,14 +89,12 @@ class HTSATAudioClassificationPipeline(HTSATAudioReader, AudioClassificationPipe
     the call.
     """
 
-    def __init__(self, *args: Any, top_k: int | None = 5, **kwargs: Any):
-        self._default_top_k = top_k
-        super().__init__(*args, **kwargs)
-
-    def _sanitize_parameters(self, top_k=-1, function_to_apply=None, progress_bar=None, **audio_options):
-        top_k = self._default_top_k if top_k == -1 else top_k
-        _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
-        return audio_options, {"progress_bar": progress_bar}, postprocess
+    def _sanitize_parameters(self, function_to_apply=None, progress_bar=None, **options):
+        top_k = {"top_k": options.pop("top_k")} if "top_k" in options else {}
+        _, _, postprocess = super()._sanitize_parameters(**top_k, function_to_apply=function_to_apply)
+        if not top_k:
+            postprocess.pop("top_k")  # the stock pipeline takes what was not said for None, which means all
+        return options, _given({"progress_bar": progress_bar}), postprocess
 
     def _forward(self, inputs: dict[str, torch.Tensor], progress_bar: bool | None = None) -> Any:
         num_samples = inputs.pop("num_samples")
@@ -105,7 +112,8 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
         decoding: an `EventDecoding` or its dictionary, in place of `model.config.event_decoding`.
         groups: `{name: [class indices]}`: report these groups of classes instead of the classes.
         time_refinement: run the clip this many times, shifted by fractions of a time step, for finer times.
-        return_scores: give `{"events", "tags", "scores", "edges", "labels", "log_mel"}` instead of the events alone.
+        return_scores: give `{"events", "tags", "scores", "edges", "labels", "num_samples", "log_mel"}` instead of the
+            events alone.
         progress_bar: True or False; by default for recordings of two minutes and more, where there is a screen.
         allow_truncated, allow_private_urls, ...: see `open_audio`.
     """
@@ -202,6 +210,7 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
             "scores": scores,
             "edges": edges,
             "labels": labels,
+            "num_samples": int(outputs["num_samples"]),
             "log_mel": self._own_frames(outputs["log_mel"][0], seconds).float().cpu().numpy(),
         }
 
@@ -218,6 +227,12 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
 
     def _own_frames(self, log_mel: torch.Tensor, seconds: float) -> torch.Tensor:
         return log_mel[: self.feature_extractor.num_frames(math.ceil(seconds * self.feature_extractor.sampling_rate))]
+
+
+def _is_data_set(inputs: Any) -> bool:
+    """Whether this is a `datasets.Dataset`, or a column of one: ordered, countable, and neither samples nor bytes."""
+    is_one_source = isinstance(inputs, str | bytes | bytearray | memoryview | Mapping | np.ndarray | torch.Tensor)
+    return not is_one_source and isinstance(inputs, Iterable) and hasattr(inputs, "__getitem__")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
