@@ -649,8 +649,8 @@ class HTSATLinearHead(nn.Module):
         self.linear = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, encoded: HTSATModelOutput) -> tuple[torch.Tensor, torch.Tensor]:
-        frame_logits = self.linear(encoded.last_hidden_state.sum(2).transpose(1, 2))
-        return frame_logits, self.linear(encoded.pooler_output)  # (batch, steps, classes), (batch, classes)
+        summed_bins = torch.sum(encoded.last_hidden_state, dim=2)  # (batch, dim, steps)
+        return self.linear(summed_bins.transpose(1, 2)), self.linear(encoded.pooler_output)
 
 
 def make_head(config: HTSATConfig) -> nn.Module:

@@ -452,7 +452,7 @@ def test_a_file_object_that_fails_is_refused_by_name(tmp_path):
 class Handler(http.server.BaseHTTPRequestHandler):
     sound = encoded(stereo(20_001))
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/sound.flac")

@@ -188,6 +188,13 @@ def test_the_encoder_is_a_plain_swin(make_model, make_features, values):
     assert expected.std() > 0.1  # the comparison is not one of zeros
 
 
+def test_queries_keys_and_values_have_a_bias_only_where_the_configuration_says_so(make_config):
+    for qkv_bias in (True, False):
+        model = HTSATModel(make_config(qkv_bias=qkv_bias))
+        layers = [block.attention.qkv for stage in model.stages for block in stage.blocks]
+        assert [layer.bias is not None for layer in layers] == [qkv_bias] * 6
+
+
 @torch.no_grad()
 def test_hidden_states_are_the_patch_embedding_and_every_stage_row_by_row(make_model, make_features):
     model = make_model(HTSATModel)
@@ -538,9 +545,11 @@ def test_eval_is_deterministic_and_draws_nothing(make_model, make_features, mode
     assert statistics == 0
 
 
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_every_kind_of_dropout_acts_in_training(make_model, make_features, name):
+def test_every_kind_of_dropout_acts_in_training(make_model, make_features, name, attn_implementation):
     rates = {"drop_path_rate": 0, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    rates["attn_implementation"] = attn_implementation
     features = make_features(3, 256)
     still = make_model(HTSATModel, **rates).train()
     assert torch.equal(still(features).pooler_output, still(features).pooler_output)

@@ -21,7 +21,17 @@ from .clap import htsat_from_clap
 from .reading import ConversionError, read_checkpoint
 from .swin import htsat_from_swin
 
-FRONT_END = ("sampling_rate", "window_length", "hop_length", "num_mel_bins", "min_frequency", "max_frequency")
+# What a configuration and an extractor both know.
+FRONT_END = (
+    "sampling_rate",
+    "window_length",
+    "hop_length",
+    "num_mel_bins",
+    "min_frequency",
+    "max_frequency",
+    "clip_frames",
+    "frames_per_step",
+)
 
 Converted = tuple[HTSATPreTrainedModel, HTSATFeatureExtractor]
 
@@ -117,7 +127,7 @@ def load_preset(
         values |= _label_values(read_labels(labels))
     config = make_config(values, f"{folder / 'config.json'} is no valid configuration")
     extractor = _make_extractor(folder / "preprocessor_config.json")
-    for name in (*FRONT_END, "clip_frames", "frames_per_step"):
+    for name in FRONT_END:
         if getattr(config, name) != getattr(extractor, name):
             raise ConversionError(
                 f"{folder} contradicts itself: `{name}` is {getattr(config, name)} by config.json and "
@@ -161,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _extractor_for(config: HTSATConfig) -> HTSATFeatureExtractor:
-    return HTSATFeatureExtractor(**{name: getattr(config, name) for name in (*FRONT_END, "clip_frames", "frames_per_step")})
+    return HTSATFeatureExtractor(**{name: getattr(config, name) for name in FRONT_END})
 
 
 # ── output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
