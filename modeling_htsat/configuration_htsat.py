@@ -1,5 +1,7 @@
 """Every number that decides what an HTS-AT model hears, how it is built and what its outputs mean."""
 
+from collections import Counter
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -92,8 +94,14 @@ class HTSATConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As everywhere, but values given at loading are checked too, and `id2label` alone renames the labels."""
-        if kwargs.get("id2label") is not None and kwargs.get("label2id") is None:
-            kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
+        if kwargs.get("id2label") is not None:
+            id2label = {int(index): label for index, label in kwargs["id2label"].items()}  # JSON's keys are strings
+            if kwargs.get("num_labels", len(id2label)) != len(id2label):
+                raise ValueError(
+                    f"`num_labels` is {kwargs['num_labels']}, and `id2label` names {len(id2label)} labels."
+                )
+            label2id = kwargs.get("label2id") or {label: index for index, label in id2label.items()}
+            kwargs |= {"id2label": id2label, "label2id": label2id}
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded
@@ -206,9 +214,12 @@ class HTSATConfig(PreTrainedConfig):
             raise ValueError("`id2label` names no label; a model needs at least one label.")
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"`id2label` must number its {len(self.id2label)} labels from 0 upwards, without a gap.")
+        twice = [label for label, count in Counter(self.id2label.values()).items() if count > 1]
+        if twice:
+            raise ValueError(f"`id2label` names {twice[0]!r} twice; every label needs one index of its own.")
         if {int(index): label for label, index in self.label2id.items()} != dict(self.id2label):
             raise ValueError(
-                "`id2label` and `label2id` do not say the same: every label needs one index of its own, in both. "
+                "`id2label` and `label2id` do not say the same. "
                 "Build the second from the first: {label: index for index, label in id2label.items()}."
             )
 

@@ -313,7 +313,8 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `scores (steps, classes)`, `edges (steps + 1,)` in seconds; the last edge is the end of the clip.
         """
-        num_frames = self.num_frames(round(duration_seconds * self.sampling_rate))
+        num_samples = round(duration_seconds * self.sampling_rate)
+        num_frames = self.num_frames(num_samples)
         window_steps = self.clip_frames // self.frames_per_step
         num_steps = window_steps + max(0, -(-(num_frames - self.clip_frames) // self.frames_per_step))
         scores = torch.as_tensor(logits)[:num_steps].detach().float().sigmoid().cpu().numpy()
@@ -321,8 +322,7 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
             step_seconds = self.frames_per_step * self.hop_length / self.sampling_rate
             scores = scores[: max(1, math.ceil(duration_seconds / step_seconds - 1e-9))]
         else:
-            num_repeats = self.clip_frames // num_frames if self.short_clips == "repeat" else 1
-            scores = average_repeats(scores, num_repeats)
+            scores = average_repeats(scores, self.num_repeats(num_samples) if self.short_clips == "repeat" else 1)
             step_seconds = duration_seconds / len(scores)
         return scores, np.minimum(np.arange(len(scores) + 1) * step_seconds, duration_seconds)
 

@@ -46,8 +46,8 @@ class HTSATModelOutput(ModelOutput):
         step_mask (`(batch, steps)`, bool): which steps belong to each recording.
         hidden_states (on request): the patch embedding and then every stage before its merge, each
             `(windows, height, width, dim)`; for clips of up to one window, `windows` is the batch.
-        attentions (on request): one per block, `(windows x attention windows, heads, tokens, tokens)`, both token axes
-            row by row.
+        attentions (on request): one per block, `(windows x attention windows, heads, tokens, tokens)`: attention
+            windows in Z-order, the tokens within one row by row.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -508,7 +508,8 @@ class HTSATPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["HTSATPatchEmbeddings", "HTSATStage"]
-    # Decibels from -100 to 60 lose up to 0.25 dB in bfloat16, so they are normalised in float32.
+    # Decibels from -100 to 60 lose up to 0.25 dB in bfloat16, so they are normalised in float32. These are the first
+    # parameters: `model.dtype` says float32 for a half-precision model, so that pipelines leave its features alone.
     _keep_in_fp32_modules_strict = ["mel_norm"]
     # Our losses are means already. Without this, Trainer divides by the number of items once more, and the loss grows
     # with gradient accumulation and with the number of processes.

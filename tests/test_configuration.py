@@ -175,6 +175,14 @@ def test_id2label_alone_at_loading_replaces_both_label_maps(tmp_path):
     assert without_version(HTSATConfig.from_pretrained(tmp_path / "again")) == without_version(config)
 
 
+def test_labels_at_loading_may_have_the_string_keys_of_json_and_must_agree_with_their_number(tmp_path):
+    HTSATConfig(num_labels=3).save_pretrained(tmp_path)
+    config = HTSATConfig.from_pretrained(tmp_path, id2label={"0": "kettle", "1": "door"}, num_labels=2)
+    assert config.id2label == {0: "kettle", 1: "door"}
+    with pytest.raises(ValueError, match="`num_labels` is 4, and `id2label` names 2 labels"):
+        HTSATConfig.from_pretrained(tmp_path, id2label={0: "kettle", 1: "door"}, num_labels=4)
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -183,7 +191,7 @@ def test_id2label_alone_at_loading_replaces_both_label_maps(tmp_path):
         ({"id2label": {0: "dog"}, "label2id": {"cat": 0}}, "`id2label` and `label2id` do not say the same"),
         ({"id2label": {0: "dog", 1: "cat"}, "label2id": {"dog": 0}}, "do not say the same"),
         ({"id2label": {0: "dog", 1: "cat"}, "label2id": {"dog": 1, "cat": 0}}, "do not say the same"),
-        ({"id2label": {0: "dog", 1: "dog"}}, "every label needs one index of its own"),
+        ({"id2label": {0: "dog", 1: "dog"}}, "names .dog. twice; every label needs one index of its own"),
         ({"id2label": {}}, "at least one label"),
         ({"num_labels": 0}, "at least one label"),
     ],
