@@ -92,8 +92,9 @@ class HTSATAudioClassificationPipeline(HTSATAudioReader, AudioClassificationPipe
     def _sanitize_parameters(self, function_to_apply=None, progress_bar=None, **options):
         top_k = {"top_k": options.pop("top_k")} if "top_k" in options else {}
         _, _, postprocess = super()._sanitize_parameters(**top_k, function_to_apply=function_to_apply)
-        if not top_k:
-            postprocess.pop("top_k")  # the stock pipeline takes what was not said for None, which means all
+        # The stock pipeline fills in what was not said, and so forgets what was said at construction.
+        said = {"top_k": bool(top_k), "function_to_apply": function_to_apply is not None}
+        postprocess = {name: value for name, value in postprocess.items() if said.get(name, True)}
         return options, _given({"progress_bar": progress_bar}), postprocess
 
     def _forward(self, inputs: dict[str, torch.Tensor], progress_bar: bool | None = None) -> Any:
@@ -101,6 +102,12 @@ class HTSATAudioClassificationPipeline(HTSATAudioReader, AudioClassificationPipe
         seconds = int(num_samples.sum()) / self.feature_extractor.sampling_rate
         with window_progress(self.model, seconds, progress_bar):
             return self.model(**inputs)
+
+    def postprocess(self, outputs: Any, top_k: int = 5, function_to_apply: str | None = None) -> list[dict[str, Any]]:
+        # Before transformers 5.18 the stock pipeline takes all labels to exclude one another.
+        usual = {"multi_label_classification": "sigmoid", "regression": "none"}
+        function = function_to_apply or usual.get(self.model.config.problem_type, "softmax")
+        return super().postprocess(outputs, top_k=top_k, function_to_apply=function)
 
 
 class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
