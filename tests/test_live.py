@@ -258,7 +258,7 @@ def test_no_sound_to_come_changes_an_event_that_was_returned(values):
 def test_an_event_is_returned_when_its_look_ahead_has_been_heard_and_hardly_earlier(head, rate, values):
     model = make_model(token_semantic_head=head)
     detector = LiveDetector(model, EXTRACTOR, sampling_rate=rate, decoding=EventDecoding(0.5, **values))
-    sound, block_samples = make_sound(12 * rate), rate // 100
+    sound, block_samples = make_sound(20 * rate), rate // 100
     delays = []
     for start in range(0, len(sound), block_samples):
         events = detector.feed(sound[start : start + block_samples])
