@@ -1,4 +1,4 @@
-"""The command `htsat`: convert checkpoints, tag recordings, find events in them, and score what was found."""
+"""The command `htsat`: convert checkpoints, tag recordings, find their events, score them, make a benchmark."""
 
 import argparse
 import json
@@ -25,6 +25,7 @@ from .events_htsat import EventDecoding
 from .labels import load_label_groups
 from .modeling_htsat import HTSATPreTrainedModel
 from .pipeline_htsat import HTSATAudioClassificationPipeline, HTSATSoundEventDetectionPipeline
+from .soundscapes import data_set
 from .tables import (
     DURATION_COLUMNS,
     EVENT_COLUMNS,
@@ -382,6 +383,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_convert(commands)
     add_classify(commands)
     add_detect(commands)
+    add_soundscapes(commands)
     evaluate = commands.add_parser("evaluate", help="score detections against the truth")
     evaluations = evaluate.add_subparsers(required=True, metavar="WHAT")
     add_evaluate_events(evaluations)
@@ -422,6 +424,12 @@ def add_detect(commands: Any):
     )
     command.add_argument("--truth", type=Path, metavar="TSV", help="true events, drawn below the detected ones")
     command.set_defaults(run=run_detect)
+
+
+def add_soundscapes(commands: Any):
+    command = commands.add_parser("soundscapes", help="make a synthetic benchmark: events over noise, with their truth")
+    data_set.add_arguments(command)
+    command.set_defaults(run=data_set.run)
 
 
 def add_evaluate_events(commands: Any):

@@ -264,7 +264,7 @@ def test_an_event_is_returned_when_its_look_ahead_has_been_heard_and_hardly_earl
         events = detector.feed(sound[start : start + block_samples])
         delays += [(start + block_samples) / rate - event["offset"] for event in events]
     assert max(delays) <= detector.look_ahead_seconds + 0.01
-    assert min(delays) > detector.look_ahead_seconds - 0.1
+    assert min(delays) > detector.look_ahead_seconds - 0.2  # at 8 kHz, soxr holds 0 to 0.12 s, by what it has had
 
 
 def test_the_papers_model_looks_ahead_by_a_window_and_a_step():

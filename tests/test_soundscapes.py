@@ -17,7 +17,15 @@ import pytest
 import soundfile
 
 from modeling_htsat import soundscapes, tables
-from modeling_htsat.soundscapes import SoundscapeSettings, make_soundscape, soundscape_labels, write_soundscapes
+from modeling_htsat.soundscapes import (
+    SoundscapeSettings,
+    data_set,
+    make_soundscape,
+    scene,
+    sounds,
+    soundscape_labels,
+    write_soundscapes,
+)
 
 RATE = 16_000  # the lowest, for speed
 SMALL = SoundscapeSettings(sampling_rate=RATE)
@@ -95,17 +103,15 @@ def test_the_events_are_the_same_at_every_sampling_rate():
 
 @pytest.mark.parametrize("label", soundscape_labels())
 def test_a_sound_of_every_class_fills_its_event_and_no_two_are_alike(label):
-    members = [
-        soundscapes._draw_synthetic(np.random.default_rng(k), soundscapes.SOUNDS[label], SMALL) for k in range(20)
-    ]
+    members = [scene._draw_synthetic(np.random.default_rng(k), sounds.SOUNDS[label], SMALL) for k in range(20)]
     for sound in members:
         assert np.isfinite(sound).all()
         power = np.add.reduceat(sound**2, np.arange(0, len(sound), samples(0.01)))[: len(sound) // samples(0.01)]
-        heard = np.flatnonzero(power > power.max() * 10 ** (-(soundscapes.DECAY_DB + 10) / 10))
+        heard = np.flatnonzero(power > power.max() * 10 ** (-(sounds.DECAY_DB + 10) / 10))
         assert heard[0] <= 2 and heard[-1] >= len(power) - 6  # 10 ms each
-        assert np.diff(heard).max() * 0.01 < soundscapes.SAME_CLASS_GAP_SECONDS
+        assert np.diff(heard).max() * 0.01 < scene.SAME_CLASS_GAP_SECONDS
     lengths = [len(sound) / RATE for sound in members]
-    kind = soundscapes.SOUNDS[label]
+    kind = sounds.SOUNDS[label]
     assert kind.min_seconds <= min(lengths) < max(lengths) <= min(kind.max_seconds, 10)
     centroids = [np.average(np.arange(513), weights=np.abs(np.fft.rfft(sound[:1024]))) for sound in members]
     assert len(set(np.round(centroids, 3))) == 20
@@ -152,23 +158,23 @@ def test_events_of_one_class_keep_apart_and_no_more_than_three_sound_at_once(cli
         for onset, offset, label in clip.events:
             others = [event for event in clip.events if event[2] == label and event != (onset, offset, label)]
             assert all(max(other[0] - offset, onset - other[1]) >= 0.5 - 1e-9 for other in others)
-    most = [soundscapes.polyphony(clip.events) for clip in clips]
+    most = [scene.polyphony(clip.events) for clip in clips]
     assert set(most) == {0, 1, 2, 3}
     assert {len(clip.events) for clip in clips} == {0, 1, 2, 3, 4, 5}
 
 
 def test_polyphony_counts_what_sounds_at_once():
-    assert soundscapes.polyphony([]) == 0
-    assert soundscapes.polyphony([(0, 1, "a"), (1, 2, "b")]) == 1
-    assert soundscapes.polyphony([(0, 9, "a"), (1, 3, "b"), (2, 4, "c"), (3, 5, "d")]) == 3
+    assert scene.polyphony([]) == 0
+    assert scene.polyphony([(0, 1, "a"), (1, 2, "b")]) == 1
+    assert scene.polyphony([(0, 9, "a"), (1, 3, "b"), (2, 4, "c"), (3, 5, "d")]) == 3
 
 
 def test_no_clip_is_clipped_and_what_was_turned_down_is_known(clips):
     peaks = np.array([np.abs(clip.waveform).max() for clip in clips])
-    assert peaks.max() <= soundscapes.MAX_PEAK + 1e-6
+    assert peaks.max() <= scene.MAX_PEAK + 1e-6
     is_attenuated = np.array([clip.attenuation_db > 0 for clip in clips])
     assert is_attenuated.any() and not is_attenuated.all()
-    np.testing.assert_allclose(peaks[is_attenuated], soundscapes.MAX_PEAK, atol=1e-6)
+    np.testing.assert_allclose(peaks[is_attenuated], scene.MAX_PEAK, atol=1e-6)
     assert peaks[~is_attenuated].min() > 100 / 32768  # far above the steps of 16 bits
 
 
@@ -181,7 +187,7 @@ def test_the_settings_decide_how_much_happens():
 
 
 def test_all_backgrounds_occur(clips):
-    assert {clip.background_kind for clip in clips} == set(soundscapes.BACKGROUNDS)
+    assert {clip.background_kind for clip in clips} == set(sounds.BACKGROUNDS)
 
 
 # ── data sets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,7 +240,7 @@ def test_the_description_says_how_to_make_the_set_again(flac_folder):
 
 
 def test_the_number_of_processes_changes_nothing(flac_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(soundscapes, "CLIPS_PER_JOB", 1)
+    monkeypatch.setattr(data_set, "CLIPS_PER_JOB", 1)
     write_soundscapes(tmp_path / "train", 9, seed=4, settings=SHORT, jobs=2)
     for path in sorted(path for path in flac_folder.rglob("*") if path.is_file()):
         assert path.read_bytes() == (tmp_path / "train" / path.relative_to(flac_folder)).read_bytes(), path
@@ -245,7 +251,7 @@ def parquet_folder(tmp_path_factory):
     pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("sets") / "shards"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(soundscapes, "CLIPS_PER_SHARD", 4)
+        patch.setattr(data_set, "CLIPS_PER_SHARD", 4)
         write_soundscapes(folder, 9, seed=4, settings=SHORT, format="parquet")
     return folder
 
@@ -422,7 +428,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch, error):
             raise error
         return make_soundscape(seed, index, settings)
 
-    monkeypatch.setattr(soundscapes, "make_soundscape", fail_at_the_third)
+    monkeypatch.setattr(data_set, "make_soundscape", fail_at_the_third)
     with pytest.raises(error):
         write_soundscapes(tmp_path / "out", 5, settings=SHORT)
     assert not list(tmp_path.iterdir())
@@ -451,8 +457,8 @@ def test_folders_of_recordings_that_make_no_sense_are_refused(tmp_path):
 
 def run_command(*arguments):
     parser = argparse.ArgumentParser()
-    soundscapes.add_arguments(parser)
-    return soundscapes.run(parser.parse_args([str(argument) for argument in arguments]))
+    data_set.add_arguments(parser)
+    return data_set.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def test_the_command_makes_what_the_function_makes(tmp_path, flac_folder, capsys):
