@@ -231,13 +231,25 @@ class _FileSource(AudioSource):
         try:
             self._file.seek(0)
             with _muted_stderr(self._is_mp3):
-                return soundfile.SoundFile(self._file)
+                return soundfile.SoundFile(self._handle())
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
             reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
             raise AudioError(
                 f"{self.name} is not audio that libsndfile can read ({reason}): "
                 "give a WAV, FLAC, OGG, Opus, MP3 or AIFF file (raw samples without a header as an array)."
             ) from error
+
+    def _handle(self) -> BinaryIO | int:
+        """What libsndfile reads through: a descriptor where there is one.
+
+        Of a Python file object it calls the methods, and a Ctrl-C that comes inside such a call is lost. MP3 needs the
+        object all the same, whose position tells where the decoder stopped.
+        """
+        if self._is_mp3 or not isinstance(self._file, io.BufferedReader):
+            return self._file
+        descriptor = os.dup(self._file.fileno())
+        os.lseek(descriptor, 0, os.SEEK_SET)  # the reader's buffer has moved it on
+        return descriptor
 
     def _chunks(self) -> Iterator[np.ndarray]:
         num_read = 0

@@ -553,3 +553,16 @@ def test_paths_without_audio_are_refused_by_name(tmp_path):
     assert "folder without audio" in refusal(list_audio_files, tmp_path)
     assert "gone does not exist" in refusal(list_audio_files, [tmp_path / "gone"])
     assert "No path" in refusal(list_audio_files, [])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux lists a process's descriptors")
+def test_no_descriptor_stays_open_whether_or_not_a_file_can_be_read(tmp_path):
+    good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
+    soundfile.write(good, np.zeros(999), 32000)
+    bad.write_bytes(b"no sound at all" * 99)
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(9):
+        load_audio(good, 16000)
+        with pytest.raises(AudioError):
+            load_audio(bad, 16000)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
