@@ -97,7 +97,7 @@ def run_classify(options: argparse.Namespace) -> int:
         "audio-classification", options.model, pipeline_class=HTSATAudioClassificationPipeline, top_k=options.top_k
     )
     rows = []
-    for name, tags in answers(tagger, recordings, failed):
+    for name, tags in answers(tagger, recordings, failed, allow_truncated=options.allow_truncated):
         rows += [{"filename": name, "label": tag["label"], "score": tag["score"]} for tag in tags]
     report_rows(rows, ("filename", "label", "score"), options.output)
     return report_failures(failed)
@@ -108,6 +108,8 @@ def run_detect(options: argparse.Namespace) -> int:
     names = [name for name, _ in recordings]
     check_event_output(options.output, names, options.format)
     check_plot(options.plot)
+    if options.plot and len({plot_path(options.plot, name, False) for name in names}) < len(names):
+        raise ValueError("Two recordings would share the name of a picture; draw them one at a time.")
     if options.truth and not options.plot:
         raise ValueError("--truth is drawn into the picture that --plot names; give both.")
     truth = read_events(options.truth) if options.truth else {}
@@ -115,10 +117,10 @@ def run_detect(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.truth} names none of the recordings; they are called {names[0]!r} and so on there.")
     if not recordings:
         return report_failures(failed)
-    detector = load_detector(options)
+    detector, heard = load_detector(options), {"allow_truncated": options.allow_truncated}
     rows: list[dict[str, Any]] = []
     with rows_kept(rows, options.output, options.format):
-        for name, found in answers(detector, recordings, failed, return_scores=True):
+        for name, found in answers(detector, recordings, failed, return_scores=True, **heard):
             rows += table_rows(name, found["events"])
             if options.plot:
                 path = plot_path(options.plot, name, len(recordings) == 1)
@@ -152,12 +154,12 @@ def run_evaluate_detections(options: argparse.Namespace) -> int:
             raise ValueError(f"{options.durations} has no duration of {missing[0]!r}, which is in {options.audio}.")
     if not recordings:
         return report_failures(failed)
-    detector = load_detector(options)
+    detector, heard = load_detector(options), {"allow_truncated": options.allow_truncated}
     rate = detector.feature_extractor.sampling_rate
     rows: list[dict[str, Any]] = []
     lengths: list[dict[str, Any]] = []
     with rows_kept(rows, options.output):
-        for name, found in answers(detector, recordings, failed, return_scores=True):
+        for name, found in answers(detector, recordings, failed, return_scores=True, **heard):
             rows += table_rows(name, found["events"])
             lengths.append({"filename": name, "duration": found["num_samples"] / rate})
     if options.output:
@@ -248,7 +250,9 @@ def load_pipeline(task: str, name: str, **settings: Any) -> Any:
     try:
         loaded = pipeline(task, model=name, **settings)
     except Exception as error:  # what the Hub, torch and safetensors raise is anybody's guess
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # The library's own checks say first which of them failed, and only then what is wrong.
+        lines = str(error.__cause__ or error).splitlines()
+        reason = next(iter(lines), type(error).__name__)
         raise ValueError(f"The model {name} cannot be loaded: {reason}") from error
     if not isinstance(loaded.model, HTSATPreTrainedModel):
         raise ValueError(f"The model {name} is of the class {type(loaded.model).__name__}; an HTS-AT is needed.")
@@ -288,7 +292,8 @@ def answers(
         try:
             yield name, task(path, **call_options)
         except AudioError as error:
-            failed.append(str(error))
+            # The remedy that the library names, as it is written here.
+            failed.append(str(error).replace("allow_truncated=True", "--allow-truncated"))
 
 
 def named_recordings(paths: Iterable[str]) -> tuple[list[tuple[str, Path]], list[str]]:
@@ -448,6 +453,7 @@ def add_evaluate_detections(commands: Any):
     command.add_argument("--reference", required=True, help="TSV with filename, onset, offset, event_label")
     command.add_argument("--durations", type=Path, help="TSV with filename, duration (default: the recordings' own)")
     command.add_argument("--model", required=True, help="a model folder, or a name on the Hub")
+    add_allow_truncated(command)
     add_detection_options(command)
     command.add_argument("--output", type=Path, metavar="FILE", help="keep the detections, as .tsv")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the scores there")
@@ -460,8 +466,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_allow_truncated(command: argparse.ArgumentParser):
+    command.add_argument("--allow-truncated", action="store_true", help="of a file that was cut, hear what there is")
+
+
 def add_recordings(command: argparse.ArgumentParser):
     command.add_argument("files", nargs="+", metavar="FILE", help="recordings, or folders of them")
+    add_allow_truncated(command)
     command.add_argument("--model", required=True, help="a model folder, or a name on the Hub")
 
 

@@ -102,9 +102,18 @@ class HTSATConfig(PreTrainedConfig):
                 )
             label2id = kwargs.get("label2id") or {label: index for index, label in id2label.items()}
             kwargs |= {"id2label": id2label, "label2id": label2id}
+        if cls._renames_labels(config_dict, kwargs):
+            config_dict = {**config_dict, "event_decoding": None}  # it was tuned for other labels
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded
+
+    @staticmethod
+    def _renames_labels(config_dict: dict, given: dict) -> bool:
+        before = {int(index): label for index, label in (config_dict.get("id2label") or {}).items()}
+        if given.get("id2label") is not None:
+            return given["id2label"] != before
+        return given.get("num_labels", len(before)) != len(before)
 
     # ── derived sizes ──────────────────────────────────────────────────────────────────────────────────────────────
 

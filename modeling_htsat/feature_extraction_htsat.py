@@ -113,6 +113,11 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         frames_per_step: int = 32,
         **kwargs,
     ):
+        sizes = {"num_mel_bins": num_mel_bins, "sampling_rate": sampling_rate, "window_length": window_length}
+        sizes |= {"hop_length": hop_length, "clip_frames": clip_frames, "frames_per_step": frames_per_step}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"`{name}` is {size}; it must be at least 1.")
         kwargs.pop("feature_size", None)  # the base class's word for num_mel_bins, which files of other origin carry
         super().__init__(
             feature_size=num_mel_bins,
@@ -167,12 +172,14 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
         """Log-mel spectrograms of one clip or of many.
 
         Args:
-            raw_speech: one clip `(samples,)`, or many: a list of clips, or an array `(clips, samples)`. Arrays, tensors
-                and lists of numbers; floats in [-1, 1] or integer PCM, which is scaled.
+            raw_speech: one clip `(samples,)`, or many: a list of clips, or an array `(clips, samples)` as everywhere
+                in transformers, so mix stereo down before. Arrays, tensors and lists of numbers; floats in [-1, 1] or
+                integer PCM, which is scaled.
             sampling_rate: the clips' rate: checked against the model's.
             return_tensors: `"pt"` or `"np"` (the default).
             device: where to compute, and where the tensors of `return_tensors="pt"` stay.
-            short_clips, return_attention_mask: in place of the values that the extractor was made with.
+            short_clips, return_attention_mask: in place of the values that the extractor was made with. To bring
+                scores back to seconds, `scores_over_time` goes by the extractor's own `short_clips`.
 
         Returns:
             `input_features (batch, frames, mels)` and, unless switched off, `attention_mask (batch, frames)`.
@@ -221,7 +228,7 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
     def _as_clips(self, raw_speech: Any) -> list[torch.Tensor]:
         if hasattr(raw_speech, "ndim"):
             is_batch = raw_speech.ndim > 1
-            if raw_speech.ndim == 2 and raw_speech.shape[0] > raw_speech.shape[1] and raw_speech.shape[1] in (1, 2):
+            if raw_speech.ndim == 2 and raw_speech.shape[0] > raw_speech.shape[1] and 1 <= raw_speech.shape[1] <= 8:
                 raise ValueError(
                     f"The waveform has shape {tuple(raw_speech.shape)}, which looks like (samples, channels); one "
                     "channel is needed. Mix it down first, for example with `waveform.mean(axis=1)`."

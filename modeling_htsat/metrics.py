@@ -187,6 +187,9 @@ def clip_metrics_for_trainer(problem_type: str) -> Callable[[Any], dict[str, flo
 def event_metrics_for_trainer(threshold: float | Sequence[float] = 0.5) -> Callable[[Any], dict[str, float]]:
     """A `compute_metrics` for frame logits (clips, steps, classes), with clip targets, frame targets or both.
 
+    Trainer passes on what `TrainingArguments(label_names=...)` names: by default `labels` alone, weak or strong ones;
+    `["labels", "frame_targets"]` where a data set has both.
+
     Arrays are told apart by their axes: three for frames, two for clips. Without clip logits a clip scores as its
     highest step; without clip targets a clip holds what any of its steps holds. Labels of -100 or NaN are missing.
     The frame F1 compares step by step at `threshold` (one number, or one per class): it is no event score.

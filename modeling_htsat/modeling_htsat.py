@@ -305,7 +305,8 @@ class HTSATAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query_key_value = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = query_key_value.transpose(1, 3).unbind(2)  # each (windows, heads, tokens, head_dim)
-        bias = bias.repeat(len(windows) // len(bias), 1, 1, 1) if len(bias) > 1 else bias
+        # Sizes by `shape`, not by `len`, which would fix the batch of an exported program.
+        bias = bias.repeat(windows.shape[0] // bias.shape[0], 1, 1, 1) if bias.shape[0] > 1 else bias
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if output_attentions:  # the fused kernels keep none
             attend = eager_attention_forward
@@ -330,7 +331,7 @@ def drop_path(branch: torch.Tensor, drop_prob: float, training: bool) -> torch.T
     """Stochastic depth: in training, leave a residual branch out for some of the clips."""
     if drop_prob == 0 or not training:
         return branch
-    kept = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - drop_prob)
+    kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - drop_prob)
     return branch * kept / (1 - drop_prob)
 
 
@@ -460,7 +461,7 @@ def plan_windows(config: HTSATConfig, num_frames: torch.Tensor, max_frames: int)
     is_encoded = window < window_counts[:, None]
     if max_windows == 1 or torch.compiler.is_compiling():
         is_encoded = torch.ones_like(is_encoded)  # sizes that depend on data would not compile
-        rows = torch.arange(len(starts), device=starts.device).repeat_interleave(max_windows)
+        rows = torch.arange(starts.shape[0], device=starts.device).repeat_interleave(max_windows)
         first_steps = starts.flatten()
     else:
         rows, first_steps = is_encoded.nonzero()[:, 0], starts[is_encoded]
@@ -492,9 +493,9 @@ def join_windows(maps: torch.Tensor, plan: WindowPlan, hop: int) -> torch.Tensor
 
 
 def masked_mean(steps: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `(batch, steps, numbers)` over the steps that the mask names."""
-    weights = step_mask[..., None].to(steps.dtype)
-    return (steps * weights).sum(1) / weights.sum(1)
+    """Mean of `(batch, steps, numbers)` over the steps that the mask names; an hour of them overflows in float16."""
+    weights = step_mask[..., None].float()
+    return ((steps.float() * weights).sum(1) / weights.sum(1)).to(steps.dtype)
 
 
 # ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -507,7 +508,7 @@ class HTSATPreTrainedModel(PreTrainedModel):
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["HTSATPatchEmbeddings", "HTSATStage"]
+    _no_split_modules = ["HTSATModel"]  # 30 M parameters fit anywhere whole
     # Decibels from -100 to 60 lose up to 0.25 dB in bfloat16, so they are normalised in float32. These are the first
     # parameters: `model.dtype` says float32 for a half-precision model, so that pipelines leave its features alone.
     _keep_in_fp32_modules_strict = ["mel_norm"]
@@ -560,7 +561,7 @@ class HTSATModel(HTSATPreTrainedModel):
         plan = plan_windows(self.config, num_frames, input_features.shape[1])
         spectrograms = input_features.to(self.mel_norm.weight.dtype)
         passes = []
-        for rows, first_steps in self._passes(plan, len(input_features)):
+        for rows, first_steps in self._passes(plan, input_features.shape[0]):
             starts = first_steps * self.config.frames_per_step
             windows = read_windows(spectrograms, num_frames, rows, starts, self.config.clip_frames)
             passes.append(self.encode(windows, output_attentions, output_hidden_states))
@@ -679,14 +680,16 @@ def multi_label_loss(
 def single_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy; labels are class indices (-100: missing), or probabilities of all classes (mixed labels)."""
     if labels.is_floating_point() and labels.shape == logits.shape:
-        return F.cross_entropy(logits.float(), labels.float())
+        is_known = (labels >= 0).all(1)  # False for NaN and -100
+        losses = F.cross_entropy(logits.float(), labels.float().where(is_known[:, None], 0), reduction="none")
+        return losses.sum() / is_known.sum().clamp(min=1)
     if labels.is_floating_point() or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"`labels` has shape {tuple(labels.shape)} and type {labels.dtype}; single-label classification needs one "
             f"class index per clip, {tuple(logits.shape[:1])}, or the probabilities of all classes, "
             f"{tuple(logits.shape)}. For several labels a clip, set `problem_type='multi_label_classification'`."
         )
-    is_known = labels >= 0
+    is_known = labels != -100
     losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=-100, reduction="none")
     return losses.sum() / is_known.sum().clamp(min=1)
 
@@ -746,8 +749,9 @@ class HTSATForAudioClassification(HTSATPreTrainedModel):
 
         Args:
             input_features, attention_mask, output_attentions, output_hidden_states: see [`HTSATModel`].
-            labels: class indices `(batch,)` for a single label; values from 0 to 1 `(batch, classes)` for several, NaN
-                or -100 where not known; real numbers for regression. `config.problem_type` says which.
+            labels: class indices `(batch,)` for a single label, -100 where not known; values from 0 to 1
+                `(batch, classes)` for several, NaN or -100 where not known; real numbers for regression, NaN where not
+                known. `config.problem_type` says which.
         """
         encoded = self.htsat(input_features, attention_mask, output_attentions, output_hidden_states)
         _, logits = self.classifier(encoded)
@@ -787,7 +791,8 @@ class HTSATForSoundEventDetection(HTSATPreTrainedModel):
                 `(batch, steps, classes)`. Values from 0 to 1, NaN or -100 where not known: a whole row for a clip
                 without weak labels.
             frame_targets (`(batch, steps, classes)`): strong labels beside weak ones. The name lacks "label" so that
-                Trainer evaluates data that has weak labels alone.
+                Trainer evaluates data that has weak labels alone; for data that has both, tell it so:
+                `TrainingArguments(label_names=["labels", "frame_targets"])`. Strong labels alone go in as `labels`.
         """
         encoded = self.htsat(input_features, attention_mask, output_attentions, output_hidden_states)
         logits, clip_logits = self.classifier(encoded)

@@ -17,6 +17,8 @@ from .events_htsat import EventDecoding, decode_events, group_scores, interleave
 from .feature_extraction_htsat import HTSATFeatureExtractor
 from .modeling_htsat import HTSATPreTrainedModel
 
+# What a model and its feature extractor must agree on, for times to be right.
+FRONT_END = ("sampling_rate", "hop_length", "num_mel_bins", "clip_frames", "frames_per_step")
 LONG_SECONDS = 120.0  # recordings from here on show a progress bar, where there is a screen to show it on
 
 
@@ -149,6 +151,21 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
         forward = {"time_refinement": time_refinement, "progress_bar": progress_bar}
         postprocess = {"decoding": decoding, "groups": groups, "return_scores": return_scores}
         return audio_options, _given(forward), _given(postprocess)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # By name: code that came from the Hub has classes of its own.
+        if type(self.model).__name__ != "HTSATForSoundEventDetection":
+            raise ValueError(
+                f"Finding events takes an HTSATForSoundEventDetection, and a {type(self.model).__name__} came. Load it "
+                "with `AutoModelForAudioFrameClassification.from_pretrained(...)`."
+            )
+        for name in FRONT_END:
+            ours, theirs = getattr(self.feature_extractor, name), getattr(self.model.config, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"The feature extractor is not this model's: its `{name}` is {ours}, the model's is {theirs}."
+                )
 
     def _forward(
         self, inputs: dict[str, torch.Tensor], time_refinement: int = 1, progress_bar: bool | None = None

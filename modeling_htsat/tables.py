@@ -209,8 +209,10 @@ def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
         raise
 
 
-def _event_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    return (*EVENT_COLUMNS, "score") if any("score" in row for row in rows) else EVENT_COLUMNS
+def _event_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    # The same header for a recording with events and for one without.
+    has_scores = not rows or any("score" in row for row in rows)
+    return (*EVENT_COLUMNS, "score") if has_scores else EVENT_COLUMNS
 
 
 def write_delimited(file: TextIO, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], delimiter: str) -> None:
@@ -288,7 +290,7 @@ def evaluate_event_tables(
     _check_rows(detections, detection_rows, durations, file_seconds, end_slack_seconds)
     _check_apart(reference, reference_rows, "")
     if not merge_overlaps:
-        _check_apart(detections, detection_rows, "; join them, or evaluate with merge_overlaps=True")
+        _check_apart(detections, detection_rows, "; join them, or evaluate with --merge-overlaps (merge_overlaps=True)")
     truth = dict.fromkeys(file_seconds, ()) | _by_file(reference_rows)
     detected = merge_overlapping_events(_by_file(detection_rows)) if merge_overlaps else _by_file(detection_rows)
     if not any(truth.values()):

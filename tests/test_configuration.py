@@ -420,3 +420,12 @@ def test_a_preset_builds_a_model_of_its_size_without_memory(name, num_parameters
         model = model_class(HTSATConfig.from_pretrained(folder))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+
+
+def test_decoding_that_was_tuned_for_other_labels_is_left_behind(tmp_path):
+    tuned = {"threshold": {"dog": 0.3, "cat": 0.6}}
+    HTSATConfig(id2label={0: "dog", 1: "cat"}, event_decoding=tuned).save_pretrained(tmp_path)
+    assert HTSATConfig.from_pretrained(tmp_path).event_decoding == tuned
+    assert HTSATConfig.from_pretrained(tmp_path, id2label={"0": "dog", "1": "cat"}).event_decoding == tuned
+    assert HTSATConfig.from_pretrained(tmp_path, id2label={0: "bark", 1: "meow"}).event_decoding is None
+    assert HTSATConfig.from_pretrained(tmp_path, num_labels=3).event_decoding is None

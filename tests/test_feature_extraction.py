@@ -490,3 +490,9 @@ def test_an_unspoken_rate_is_warned_about_once():
     assert len(messages) == 1
     assert "31999 Hz" in messages[0]
     assert "sampling_rate" in messages[0]
+
+
+@pytest.mark.parametrize("name", ["hop_length", "window_length", "num_mel_bins", "clip_frames", "sampling_rate"])
+def test_a_front_end_of_size_zero_is_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` is 0; it must be at least 1"):
+        HTSATFeatureExtractor(**{name: 0})

@@ -1216,3 +1216,35 @@ def test_event_labels_of_the_wrong_shape_are_refused_with_the_right_one(detect, 
     message = str(caught.value)
     missing = [words for words in named if words not in message]
     assert not missing, message
+
+
+# ── what a review found ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_exported_program_takes_any_number_of_clips(make_model, make_features):
+    model = make_model(HTSATForSoundEventDetection)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = {"input_features": {0: batch}}
+    program = torch.export.export(
+        model, (), {"input_features": make_features(2, 256)}, dynamic_shapes=shapes, strict=False
+    ).module()
+    for num_clips in (2, 5):
+        features = make_features(num_clips, 256, seed=num_clips)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                program(input_features=features).logits, model(features).logits, atol=1e-5, rtol=1e-5
+            )
+
+
+def test_the_mean_over_an_hour_of_steps_does_not_overflow_in_float16():
+    steps = torch.full((1, 70_000, 3), -9.0, dtype=torch.float16)
+    mean = module.masked_mean(steps, torch.ones(1, 70_000, dtype=torch.bool))
+    assert mean.dtype == torch.float16
+    assert torch.equal(mean, torch.full((1, 3), -9.0, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("missing", [-100.0, float("nan")])
+def test_mixed_single_labels_that_are_missing_are_left_out(missing):
+    logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.1]])
+    labels = torch.tensor([[0.7, 0.2, 0.1], [missing] * 3])
+    assert torch.equal(module.single_label_loss(logits, labels), module.single_label_loss(logits[:1], labels[:1]))

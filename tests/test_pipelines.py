@@ -675,3 +675,12 @@ def test_an_hour_of_stereo_at_48_khz_takes_less_than_one_and_a_half_gigabytes(tm
     steps, end, _, gibibytes = map(float, done.stdout.split())
     assert (steps, end) == (11_250, 3600)
     assert gibibytes * 2**30 < 1.5e9
+
+
+def test_a_model_of_the_wrong_kind_and_an_extractor_of_another_model_are_refused(make_config):
+    tagger = HTSATForAudioClassification(make_config(paper=True))
+    with pytest.raises(ValueError, match="takes an HTSATForSoundEventDetection, and a HTSATForAudioClassification"):
+        HTSATSoundEventDetectionPipeline(model=tagger, feature_extractor=HTSATFeatureExtractor())
+    detector = HTSATForSoundEventDetection(make_config(paper=True))
+    with pytest.raises(ValueError, match="its `clip_frames` is 256, the model's is 1024"):
+        HTSATSoundEventDetectionPipeline(model=detector, feature_extractor=HTSATFeatureExtractor(clip_frames=256))

@@ -8,6 +8,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from modeling_htsat import HTSATFeatureExtractor, HTSATForAudioClassification, HTSATForSoundEventDetection
+from modeling_htsat.metrics import event_metrics_for_trainer
 
 HEAD_CLASSES = [HTSATForAudioClassification, HTSATForSoundEventDetection]
 NUM_CLIPS = 12
@@ -97,6 +98,27 @@ def test_weak_and_strong_labels_train_together(make_model, make_trainer, clips):
     trainer.train()
     assert np.isfinite(losses_of(trainer)).all()
     assert min(losses_of(trainer)) > 0
+
+
+@pytest.mark.parametrize(
+    ("label_names", "shapes"),
+    [
+        (["frame_targets"], {"frame_targets": (10, 5)}),
+        (["labels", "frame_targets"], {"labels": (5,), "frame_targets": (10, 5)}),
+        (None, {"labels": (10, 5)}),
+    ],
+)
+def test_strong_labels_are_evaluated_when_trainer_is_told_their_name(
+    make_model, make_trainer, clips, label_names, shapes
+):
+    model = make_model(HTSATForSoundEventDetection)
+    examples = clips(num_frames=300, **shapes)
+    trainer = make_trainer(
+        model, examples, eval_dataset=examples, compute_metrics=event_metrics_for_trainer(), label_names=label_names
+    )
+    result = trainer.evaluate()
+    assert np.isfinite(result["eval_loss"])
+    assert 0 <= result["eval_frame_f1"] <= 1
 
 
 @pytest.mark.parametrize("model_class", HEAD_CLASSES)
