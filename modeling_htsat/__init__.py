@@ -3,6 +3,8 @@
 Importing this package makes the model known to transformers' Auto classes.
 """
 
+from . import interruption  # noqa: F401, I001  first: what follows takes seconds
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,

@@ -1,8 +1,9 @@
 """From any audio to answers: pipelines that tag a recording, and that find its events with onset and offset."""
 
+import inspect
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +12,19 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AudioClassificationPipeline, Pipeline
+from transformers.pipelines.pt_utils import PipelineIterator
+from transformers.utils import ModelOutput, logging
 
-from .audio_htsat import open_audio
+from .audio_htsat import AudioError, open_audio
 from .events_htsat import EventDecoding, decode_events, group_scores, interleave_shifts
 from .feature_extraction_htsat import HTSATFeatureExtractor
-from .modeling_htsat import HTSATPreTrainedModel
+
+logger = logging.get_logger(__name__)
 
 # What a model and its feature extractor must agree on, for times to be right.
 FRONT_END = ("sampling_rate", "hop_length", "num_mel_bins", "clip_frames", "frames_per_step")
+READING_OPTIONS = {"on_error", *inspect.signature(open_audio).parameters} - {"source"}
+UNSAID = object()  # where None means something
 LONG_SECONDS = 120.0  # recordings from here on show a progress bar, where there is a screen to show it on
 
 
@@ -27,26 +33,61 @@ class HTSATAudioReader:
 
     A source is a path, a URL, the bytes of a file or a file object; an array, tensor or list of samples at the model's
     rate; a dictionary with `array` (or `raw`) and `sampling_rate`; or a row of `datasets` with undecoded `bytes`.
+
+    With `on_error="skip"`, at construction or in the call, a source that cannot be heard has the answer None; a warning
+    at the end says which ones failed and why, and so does `failed` of the last call, `{place: sentence}`.
     """
 
     feature_extractor: HTSATFeatureExtractor
+    failed: Mapping[int, str] = {}
+    _sanitize_parameters: Callable[..., tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
+    _hear: Callable[..., dict[str, torch.Tensor]]  # what the model says of a batch
+    _answer: Callable[..., Any]  # what that means for one source
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Answer for one source, or for many: a list of them, a generator, a data set or its column of sounds.
+        """Answer for one source, or for many: a list of them, an iterator, a data set or its column of sounds.
 
-        A list gives a list, the others an iterator that works as it is asked.
+        A list gives a list, the others an iterable that works as it is asked.
         """
+        failed: dict[int, str] = {}
+        self.failed = failed
         if isinstance(inputs, list | tuple):
             if not inputs:
                 return []
             is_one_sound = all(isinstance(item, numbers.Real) for item in inputs)
             inputs = (tuple if is_one_sound else list)(inputs)  # transformers takes lists alone to be many
-        elif _is_data_set(inputs):
+        elif _gives_many(inputs):
             inputs = (source for source in inputs)
-        return super().__call__(inputs, **kwargs)  # type: ignore[misc]
+        answers = super().__call__(inputs, **kwargs)  # type: ignore[misc]
+        if isinstance(inputs, list):
+            return list(Answers(answers, failed))
+        if isinstance(answers, PipelineIterator):
+            return Answers(answers, failed)
+        (answer,) = Answers([answers], failed)
+        return answer
 
-    def preprocess(self, source: Any, **audio_options: Any) -> dict[str, torch.Tensor]:
-        """Features of one source, with its duration; read in blocks, so that no waveform is whole in memory."""
+    def _reading_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What `preprocess` is told, once it is known that there are such options."""
+        own = {name for name in inspect.signature(self._sanitize_parameters).parameters if name != "options"}
+        if strangers := sorted(options.keys() - own - READING_OPTIONS):
+            known = ", ".join(sorted(own | READING_OPTIONS))
+            raise TypeError(f"The pipeline has no option `{strangers[0]}`; it has {known}.")
+        if options.get("on_error", "raise") not in ("raise", "skip"):
+            raise ValueError(f'`on_error` is {options["on_error"]!r}; it must be "raise" or "skip".')
+        return options
+
+    def preprocess(self, source: Any, on_error: str = "raise", **audio_options: Any) -> dict[str, Any]:
+        """Features of one source, with its duration; or a moment of silence in its place, with what went wrong."""
+        try:
+            return {**self._features(source, **audio_options), "error": None}
+        except AudioError as error:
+            if on_error == "raise":
+                raise
+            # A new one: the traceback of the old one would hold on to all that was read.
+            return {**self._features(np.zeros(1)), "error": AudioError(str(error))}
+
+    def _features(self, source: Any, **audio_options: Any) -> dict[str, torch.Tensor]:
+        """Read in blocks, so that no waveform is whole in memory."""
         rate = self.feature_extractor.sampling_rate
         num_samples = 0
 
@@ -56,14 +97,49 @@ class HTSATAudioReader:
                 num_samples += len(block)
                 yield block
 
-        with open_audio(source, source_sampling_rate=rate, **audio_options) as audio:
+        with open_audio(source, **{"source_sampling_rate": rate, **audio_options}) as audio:
             features = self.feature_extractor.extract_blocks(counted(audio.blocks(rate)))
         return {**features, "num_samples": torch.tensor([num_samples])}
 
+    def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """What the model says; in a batch, the silence in place of a source that failed is heard with the others."""
+        error = inputs.pop("error")  # of a batch, the list of theirs
+        return {"error": error} if isinstance(error, AudioError) else {**self._hear(inputs, **options), "error": error}
+
+    def postprocess(self, outputs: dict[str, Any], **options: Any) -> Any:
+        """The answer for one source, or the error that took its place."""
+        return outputs["error"] or self._answer(outputs, **options)
+
+
+class Answers:
+    """The answers of a pipeline, None for a source that failed; after the last one a warning says which these were."""
+
+    def __init__(self, answers: Iterable[Any], failed: dict[int, str]):
+        self.answers, self.failed = answers, failed
+
+    def __len__(self) -> int:
+        return len(self.answers)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.failed.clear()
+        place = -1
+        try:
+            for place, answer in enumerate(self.answers):
+                if isinstance(answer, AudioError):
+                    self.failed[place] = str(answer)
+                yield None if isinstance(answer, AudioError) else answer
+        finally:  # also where the asking ends early
+            if self.failed:
+                sentences = "".join(f"\n  {place}: {sentence}" for place, sentence in self.failed.items())
+                logger.warning(f"{len(self.failed)} of {place + 1} sources could not be heard:{sentences}")
+
 
 @contextmanager
-def window_progress(model: HTSATPreTrainedModel, duration_seconds: float, is_shown: bool | None) -> Iterator[None]:
-    """Show a bar of the seconds of sound that the encoder has heard; None shows it for long recordings on a screen."""
+def window_progress(model: Any, duration_seconds: float, is_shown: bool | None) -> Iterator[None]:
+    """Show a bar of the seconds of sound that the encoder has heard; None shows it for long recordings on a screen.
+
+    Of an ensemble, the first member's encoder counts.
+    """
     if is_shown is False or (is_shown is None and duration_seconds < LONG_SECONDS):
         yield
         return
@@ -87,29 +163,41 @@ class HTSATAudioClassificationPipeline(HTSATAudioReader, AudioClassificationPipe
     """`audio-classification` for any audio: use it as `pipeline(..., pipeline_class=...)`.
 
     Differs from the stock pipeline where that fails: any rate (resampled), several channels (mixed down), integer PCM
-    (scaled), files without ffmpeg, and `top_k`, which counts where it was given: at construction (5 by default) or in
-    the call.
+    (scaled), files without ffmpeg, detectors (their scores of the whole clip), sources that cannot be heard (see
+    `HTSATAudioReader`), and `top_k`, which counts where it was given: at construction (5 by default) or in the call.
     """
 
-    def _sanitize_parameters(self, function_to_apply=None, progress_bar=None, **options):
-        top_k = {"top_k": options.pop("top_k")} if "top_k" in options else {}
-        _, _, postprocess = super()._sanitize_parameters(**top_k, function_to_apply=function_to_apply)
+    def _sanitize_parameters(self, function_to_apply=None, progress_bar=None, top_k=UNSAID, **options):
+        said = {"top_k": top_k is not UNSAID, "function_to_apply": function_to_apply is not None}
+        top_k = None if top_k is UNSAID else top_k
+        _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
         # The stock pipeline fills in what was not said, and so forgets what was said at construction.
-        said = {"top_k": bool(top_k), "function_to_apply": function_to_apply is not None}
         postprocess = {name: value for name, value in postprocess.items() if said.get(name, True)}
-        return options, _given({"progress_bar": progress_bar}), postprocess
+        return self._reading_options(options), _given({"progress_bar": progress_bar}), postprocess
 
-    def _forward(self, inputs: dict[str, torch.Tensor], progress_bar: bool | None = None) -> Any:
+    def check_model_type(self, supported_models: Any):
+        """In place of the list that transformers keeps: a detector can tag, and so can an ensemble."""
+        if not _is_kind(self.model, "ForAudioClassification", "ForSoundEventDetection"):
+            raise ValueError(
+                "Tagging takes an HTSATForAudioClassification or an HTSATForSoundEventDetection, and a "
+                f"{type(self.model).__name__} came. Load it with `AutoModelForAudioClassification`."
+            )
+
+    def _hear(self, inputs: dict[str, torch.Tensor], progress_bar: bool | None = None) -> dict[str, torch.Tensor]:
         num_samples = inputs.pop("num_samples")
         seconds = int(num_samples.sum()) / self.feature_extractor.sampling_rate
         with window_progress(self.model, seconds, progress_bar):
-            return self.model(**inputs)
+            outputs = self.model(**inputs)
+        return {"logits": getattr(outputs, "clip_logits", outputs.logits)}
 
-    def postprocess(self, outputs: Any, top_k: int = 5, function_to_apply: str | None = None) -> list[dict[str, Any]]:
+    def _answer(
+        self, outputs: dict[str, torch.Tensor], top_k: int = 5, function_to_apply: str | None = None
+    ) -> list[dict[str, Any]]:
         # Before transformers 5.18 the stock pipeline takes all labels to exclude one another.
         usual = {"multi_label_classification": "sigmoid", "regression": "none"}
         function = function_to_apply or usual.get(self.model.config.problem_type, "softmax")
-        return super().postprocess(outputs, top_k=top_k, function_to_apply=function)
+        logits = ModelOutput(logits=outputs["logits"])
+        return AudioClassificationPipeline.postprocess(self, logits, top_k=top_k, function_to_apply=function)
 
 
 class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
@@ -119,11 +207,12 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
     Options, at construction or in the call:
         threshold: a score for all classes, in place of the model's own decoding.
         decoding: an `EventDecoding` or its dictionary, in place of `model.config.event_decoding`.
-        groups: `{name: [class indices]}`: report these groups of classes instead of the classes.
+        groups: `{name: [classes]}`, by index or label: report these groups of classes instead of the classes.
         time_refinement: run the clip this many times, shifted by fractions of a time step, for finer times.
         return_scores: give `{"events", "tags", "scores", "edges", "labels", "num_samples", "log_mel"}` instead of the
             events alone.
         progress_bar: True or False; by default for recordings of two minutes and more, where there is a screen.
+        on_error: "raise" (the default), or "skip" to go on past sources that cannot be heard: see `HTSATAudioReader`.
         allow_truncated, allow_private_urls, ...: see `open_audio`.
     """
 
@@ -136,11 +225,11 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
         self,
         threshold: float | None = None,
         decoding: EventDecoding | Mapping[str, Any] | None = None,
-        groups: Mapping[str, Sequence[int]] | None = None,
+        groups: Mapping[str, Iterable[int | str]] | None = None,
         time_refinement: int | None = None,
         return_scores: bool | None = None,
         progress_bar: bool | None = None,
-        **audio_options: Any,
+        **options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if threshold is not None and decoding is not None:
             raise ValueError("`threshold` and `decoding` were both given; a decoding has its own thresholds.")
@@ -148,14 +237,15 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
             decoding = EventDecoding(threshold=threshold)
         if time_refinement is not None and time_refinement < 1:
             raise ValueError(f"`time_refinement` is {time_refinement}; it must be at least 1.")
+        if groups is not None:
+            groups = _by_index(groups, self.model.config)
         forward = {"time_refinement": time_refinement, "progress_bar": progress_bar}
         postprocess = {"decoding": decoding, "groups": groups, "return_scores": return_scores}
-        return audio_options, _given(forward), _given(postprocess)
+        return self._reading_options(options), _given(forward), _given(postprocess)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # By name: code that came from the Hub has classes of its own.
-        if type(self.model).__name__ != "HTSATForSoundEventDetection":
+        if not _is_kind(self.model, "ForSoundEventDetection"):
             raise ValueError(
                 f"Finding events takes an HTSATForSoundEventDetection, and a {type(self.model).__name__} came. Load it "
                 "with `AutoModelForAudioFrameClassification.from_pretrained(...)`."
@@ -167,7 +257,7 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
                     f"The feature extractor is not this model's: its `{name}` is {ours}, the model's is {theirs}."
                 )
 
-    def _forward(
+    def _hear(
         self, inputs: dict[str, torch.Tensor], time_refinement: int = 1, progress_bar: bool | None = None
     ) -> dict[str, torch.Tensor]:
         num_samples = inputs.pop("num_samples")
@@ -193,7 +283,7 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
         if fraction == 0:
             return inputs
         features, mask = inputs["input_features"], inputs.get("attention_mask")
-        steps = [len(self._edges(int(samples))) - 1 for samples in num_samples]
+        steps = [self._num_steps(int(samples)) for samples in num_samples]
         own_frames = [self.feature_extractor.num_frames(int(samples)) for samples in num_samples]
         shift = [round(fraction * frames / count) for frames, count in zip(own_frames, steps, strict=True)]
         last = mask.sum(1) - 1 if mask is not None else torch.full((len(features),), features.shape[1] - 1)
@@ -202,13 +292,13 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
         frame = torch.where(frame > last, 2 * last - frame, frame).clamp(min=0).to(features.device)
         return {**inputs, "input_features": features.gather(1, frame[..., None].expand_as(features))}
 
-    def _edges(self, num_samples: int) -> np.ndarray:
+    def _num_steps(self, num_samples: int) -> int:
+        """The time steps of a clip before it was repeated or padded; scores of no class at all have them too."""
+        no_classes = torch.zeros(self.model.config.num_steps_of(self.feature_extractor.num_frames(num_samples)), 0)
         seconds = num_samples / self.feature_extractor.sampling_rate
-        config = self.model.config
-        empty = np.zeros((config.num_steps_of(self.feature_extractor.num_frames(num_samples)), 1), dtype=np.float32)
-        return self.feature_extractor.scores_over_time(empty, seconds)[1]
+        return len(self.feature_extractor.scores_over_time(no_classes, seconds)[0])
 
-    def postprocess(
+    def _answer(
         self,
         outputs: dict[str, torch.Tensor],
         decoding: EventDecoding | Mapping[str, Any] | None = None,
@@ -253,10 +343,31 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
         return log_mel[: self.feature_extractor.num_frames(math.ceil(seconds * self.feature_extractor.sampling_rate))]
 
 
-def _is_data_set(inputs: Any) -> bool:
-    """Whether this is a `datasets.Dataset`, or a column of one: ordered, countable, and neither samples nor bytes."""
+def _gives_many(inputs: Any) -> bool:
+    """Whether this is an iterator, a `datasets.Dataset` or a column of one, and neither samples nor a file."""
     is_one_source = isinstance(inputs, str | bytes | bytearray | memoryview | Mapping | np.ndarray | torch.Tensor)
-    return not is_one_source and isinstance(inputs, Iterable) and hasattr(inputs, "__getitem__")
+    return isinstance(inputs, Iterable) and not is_one_source and not hasattr(inputs, "read")
+
+
+def _is_kind(model: Any, *endings: str) -> bool:
+    """By name: code that came from the Hub has classes of its own, and an ensemble is no `HTSATPreTrainedModel`."""
+    return any(kind.__name__.endswith(endings) for kind in type(model).__mro__)
+
+
+def _by_index(groups: Any, config: Any) -> dict[str, list[int]]:
+    """The groups with an index for every class that has come by its label."""
+    if not (isinstance(groups, Mapping) and groups):
+        raise ValueError(f"`groups` is {groups!r}; it must be `{{name: [classes]}}` with a group at least.")
+    indices = {}
+    for name, classes in groups.items():
+        known = f"name classes from 0 to {config.num_labels - 1}, or their labels"
+        if isinstance(classes, str) or not isinstance(classes, Iterable):
+            raise ValueError(f"Group {name!r} is {classes!r}, which is no list; {known}.")
+        indices[name] = [config.label2id.get(one, one) if isinstance(one, str) else one for one in classes]
+        are_known = [isinstance(one, int | np.integer) and 0 <= one < config.num_labels for one in indices[name]]
+        if not are_known or not all(are_known):
+            raise ValueError(f"Group {name!r} is {classes!r}; {known}.")
+    return indices
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

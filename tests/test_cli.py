@@ -13,13 +13,18 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import SMALL, enliven
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import logging as hub_logging
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, pipeline
 from transformers.utils import logging as transformers_logging
 
@@ -31,7 +36,11 @@ from modeling_htsat import (
     HTSATModel,
     HTSATSoundEventDetectionPipeline,
     cli,
+    interruption,
 )
+from modeling_htsat.commands import models
+from modeling_htsat.commands.outputs import rows_kept
+from modeling_htsat.ensemble import load_ensemble
 from modeling_htsat.labels import audioset_labels, load_label_groups
 from modeling_htsat.tables import read_events
 
@@ -102,6 +111,8 @@ def talkative():
     transformers_logging.set_verbosity(verbosity)
     transformers_logging.enable_progress_bar()
     logging.captureWarnings(False)
+    logging.getLogger("modeling_htsat.pipeline_htsat").setLevel(logging.NOTSET)
+    hub_logging.set_verbosity_warning()
 
 
 @pytest.fixture
@@ -111,7 +122,7 @@ def no_model(monkeypatch):
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("The model was loaded.")
 
-    monkeypatch.setattr(cli, "pipeline", load)
+    monkeypatch.setattr(models, "pipeline", load)
 
 
 def expected_rows(model: str, folder: Path, **options: Any) -> list[tuple[str, float, float, str, float]]:
@@ -384,6 +395,15 @@ def test_a_wrong_command_line_ends_with_status_2_and_the_usage(arguments, capsys
     assert "usage: htsat" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("name, purpose, module", cli.COMMANDS)
+def test_every_command_has_help(name, purpose, module, capsys):
+    parser = cli.make_parser()
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([name, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and f"usage: htsat {name} " in out and purpose in out
+
+
 def test_help_and_version_are_printed(capsys):
     for arguments, word in ((["--help"], "detect"), (["detect", "--help"], "--groups"), (["--version"], "htsat ")):
         with pytest.raises(SystemExit) as ended:
@@ -450,6 +470,112 @@ def test_a_name_that_is_not_on_the_hub_is_refused_in_one_sentence(htsat, sounds)
     assert sentence.startswith("htsat: The model nobody/nothing cannot be loaded: ")
 
 
+def test_a_name_is_asked_for_once_where_the_hub_does_not_answer(htsat, no_model, sounds, monkeypatch):
+    asked = []
+
+    def fail(url: str) -> None:
+        asked.append(url)
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(models, "get_hf_file_metadata", fail)
+    status, out, err = htsat("classify", sounds, "--model", "bareword")
+    assert (status, out, len(asked)) == (1, "", 1) and "bareword/resolve/main/config.json" in asked[0]
+    assert sentences(err) == [
+        "htsat: The model bareword cannot be loaded: it is no folder here, and the Hub cannot be asked for it "
+        "(Name or service not known)."
+    ]
+
+
+@pytest.mark.parametrize("is_downloaded", [True, False])
+def test_a_name_that_is_downloaded_or_that_the_hub_answers_for_is_left_to_transformers(
+    htsat, sounds, monkeypatch, is_downloaded
+):
+    def answer(url: str) -> None:
+        assert not is_downloaded
+        raise HfHubHTTPError("404", response=SimpleNamespace(headers={}, request=None))
+
+    def load(task: str, model: str, **_: Any) -> None:
+        raise OSError(f"{model} is not a valid model identifier.")
+
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: "config.json" if is_downloaded else None)
+    monkeypatch.setattr(models, "get_hf_file_metadata", answer)
+    monkeypatch.setattr(models, "pipeline", load)
+    status, _, err = htsat("classify", sounds, "--model", "a/b")
+    assert status == 1
+    assert sentences(err) == ["htsat: The model a/b cannot be loaded: a/b is not a valid model identifier."]
+
+
+# ── several models ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def second_model(tmp_path_factory, model) -> str:
+    """A model with the same labels and other weights."""
+    folder = tmp_path_factory.mktemp("second")
+    other = HTSATForSoundEventDetection.from_pretrained(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 1.1
+    other.save_pretrained(folder)
+    HTSATFeatureExtractor.from_pretrained(model).save_pretrained(folder)
+    return str(folder)
+
+
+def test_several_models_answer_as_one(htsat, model, second_model, sounds, tmp_path):
+    extractor, both = HTSATFeatureExtractor.from_pretrained(model), [model, second_model]
+    ensemble = load_ensemble(both, "sound-event-detection")
+    detector = HTSATSoundEventDetectionPipeline(model=ensemble, feature_extractor=extractor)
+    wanted = [
+        (name, event["onset"], event["offset"], event["label"], event["score"])
+        for name in NAMES
+        for event in detector(sounds / name)
+    ]
+    (tmp_path / "saved").mkdir()
+    ensemble.save_pretrained(tmp_path / "saved")
+    extractor.save_pretrained(tmp_path / "saved")
+    output = ["--output", tmp_path / "x.tsv"]
+    for names in (["--model", model, "--model", second_model], ["--model", tmp_path / "saved"]):
+        assert htsat("detect", sounds, *output, *names) == (0, "", "")
+        assert close_rows(table((tmp_path / "x.tsv").read_text()), wanted)
+    assert not close_rows(wanted, expected_rows(model, sounds))
+
+
+def test_several_models_tag_and_are_scored_as_one(htsat, model, second_model, sounds, tmp_path, reference):
+    ensemble = load_ensemble([model, second_model], "audio-classification")
+    tagger = HTSATAudioClassificationPipeline(
+        model=ensemble, feature_extractor=HTSATFeatureExtractor.from_pretrained(model)
+    )
+    _, out, _ = htsat("classify", sounds / "a.wav", "--model", model, "--model", second_model)
+    found = [float(row["score"]) for row in csv.DictReader(out.splitlines(), delimiter="\t")]
+    assert np.allclose(found, [tag["score"] for tag in tagger(sounds / "a.wav")], atol=5.1e-4)
+    command = [
+        "evaluate",
+        "detections",
+        "--audio",
+        sounds,
+        "--reference",
+        reference,
+        "--model",
+        model,
+        "--model",
+        second_model,
+    ]
+    assert htsat(*command, "--output", tmp_path / "kept.tsv")[::2] == (0, "")
+    assert htsat("detect", sounds, "--output", tmp_path / "x.tsv", "--model", model, "--model", second_model) == (
+        0,
+        "",
+        "",
+    )
+    assert (tmp_path / "kept.tsv").read_text() == (tmp_path / "x.tsv").read_text()
+
+
+def test_models_that_are_no_ensemble_are_refused_in_one_sentence(htsat, model, audioset_model, sounds, tmp_path):
+    for other, problem in ((audioset_model, "527 labels"), (tmp_path / "none", "none is no folder, and no name")):
+        status, out, err = htsat("detect", sounds, "--model", model, "--model", other)
+        (sentence,) = sentences(err)
+        assert (status, out) == (1, "") and problem in sentence
+
+
 # ── noticed before the work ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -504,16 +630,28 @@ def test_truth_that_names_no_recording_is_noticed_before_the_work(htsat, no_mode
 # ── a process of its own ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def start(*arguments: Any, **options: Any) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "modeling_htsat.cli", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, **options)
+# What pip makes of the entry point, but for the name of the interpreter.
+SCRIPT = "import sys\nfrom modeling_htsat.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
 
 
-def test_a_pipe_gets_the_table_and_nothing_else(htsat, model, sounds):
-    process = start("detect", sounds, "--model", model, stderr=subprocess.PIPE)
+def start(*arguments: Any, program: Sequence[Any] = ("-m", "modeling_htsat"), path: str = "", **options: Any):
+    environment = {**os.environ, "PYTHONPATH": f"{path}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, program), *map(str, arguments)]
+
+    def heed_ctrl_c() -> None:  # even where the tests themselves run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, preexec_fn=heed_ctrl_c, **options)
+
+
+def test_a_pipe_gets_the_table_and_standard_error_a_line_for_what_failed(htsat, model, sounds, tmp_path):
+    (tmp_path / "htsat").write_text(SCRIPT)
+    (tmp_path / "empty.wav").touch()
+    arguments = ["detect", tmp_path / "empty.wav", sounds, "--model", model]
+    process = start(*arguments, program=[tmp_path / "htsat"], stderr=subprocess.PIPE)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, err.decode()) == (0, "")
+    assert process.returncode == 1
+    assert err.decode() == f"htsat: {tmp_path}/empty.wav is empty (0 bytes): give a file that holds audio.\n"
     assert out.decode() == htsat("detect", sounds, "--model", model)[1]
 
 
@@ -553,24 +691,97 @@ def test_ctrl_c_ends_the_command_at_once_and_keeps_what_was_found(model, sounds,
     assert not output.exists()
 
 
+# ── Ctrl-C while Python is still importing ───────────────────────────────────────────────────────────────────────────
+
+# In place of a library: presses Ctrl-C and, worse than any library, takes the exception for a reason to go on.
+PRESS = """
+import os, signal, time
+while True:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    "program, library",
+    [
+        (["htsat"], "transformers"),
+        (["htsat"], "soxr"),
+        (["-m", "modeling_htsat"], "transformers"),
+        (["-m", "modeling_htsat.cli"], "transformers"),
+    ],
+)
+def test_ctrl_c_while_libraries_are_imported_ends_the_command_in_one_line(tmp_path, program, library):
+    (tmp_path / "htsat").write_text(SCRIPT)
+    (tmp_path / f"{library}.py").write_text(PRESS)
+    process = start("--version", program=program, path=f"{tmp_path}:", cwd=tmp_path, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, b"", b"htsat: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "name, is_ignored, handler",
+    [
+        ("bin/htsat", False, "end_at_once"),
+        ("htsat.exe", False, "end_at_once"),
+        ("bin/htsat", True, "SIG_IGN"),  # as under nohup
+        ("train.py", False, "default_int_handler"),
+        ("-c", False, "default_int_handler"),
+    ],
+)
+def test_only_the_command_itself_takes_ctrl_c_for_its_end(tmp_path, name, is_ignored, handler):
+    code = f"{Path(interruption.__file__).read_text()}\nhandler = signal.getsignal(signal.SIGINT)\n"
+    code += "print(getattr(handler, '__name__', None) or handler.name)\n"
+    if is_ignored:
+        code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + code
+    if name == "-c":  # a process that the command starts has the command's name, but was not started by it
+        program: list[Any] = ["-c", f"import sys; sys.argv[0] = {str(tmp_path / 'htsat')!r}\n{code}"]
+    else:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / name).write_text(code)
+        program = [tmp_path / name]
+    out, _ = start(program=program).communicate(timeout=60)
+    assert out.decode().strip() == handler
+
+
 # ── Ctrl-C ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
 def interrupted_at(monkeypatch):
-    """`interrupted_at("c.ogg")`: Ctrl-C comes while this recording is read."""
+    """`interrupted_at("c.ogg")`: Ctrl-C, or an error, comes while this recording is read."""
 
-    def interrupt(name: str) -> None:
+    def interrupt(name: str, error: BaseException | None = None) -> None:
         preprocess = HTSATSoundEventDetectionPipeline.preprocess
 
         def read(self, source: Any, **options: Any) -> Any:
             if Path(source).name == name:
-                raise KeyboardInterrupt
+                raise error or KeyboardInterrupt
             return preprocess(self, source, **options)
 
         monkeypatch.setattr(HTSATSoundEventDetectionPipeline, "preprocess", read)
 
     return interrupt
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x.png"), RuntimeError("out of memory")])
+def test_events_found_before_an_error_are_kept_too(htsat, model, sounds, tmp_path, interrupted_at, capsys, error):
+    interrupted_at("c.ogg", error)
+    arguments = ["detect", sounds, "--model", model, "--output", tmp_path / "x.tsv"]
+    said = [f"htsat: the events found so far are in {tmp_path}/x.partial.tsv"]
+    if isinstance(error, OSError):
+        status, out, err = htsat(*arguments)
+        assert (status, out) == (1, "")
+        assert sentences(err) == [*said, "htsat: x.png cannot be used: No space left on device"]
+    else:  # no fault of the input: whoever mends it needs the traceback
+        with pytest.raises(RuntimeError, match="out of memory"):
+            htsat(*arguments)
+        assert sentences(capsys.readouterr().err) == said
+    assert sorted(read_events(tmp_path / "x.partial.tsv")) == NAMES[:2]
+    assert not (tmp_path / "x.tsv").exists()
 
 
 @pytest.mark.parametrize("name, kept", [("x.tsv", "x.partial.tsv"), ("x.y.json", "x.y.partial.json")])
@@ -600,7 +811,7 @@ def test_what_is_kept_has_the_format_of_the_output(tmp_path):
         ("x.selections.txt", "x.partial.selections.txt", "Selection\tView"),
         ("x.txt", "x.partial.txt", "0.500000\t1.250000\tc1"),
     ):
-        with pytest.raises(KeyboardInterrupt), cli.rows_kept([row], tmp_path / name):
+        with pytest.raises(KeyboardInterrupt), rows_kept([row], tmp_path / name):
             raise KeyboardInterrupt
         assert (tmp_path / kept).read_text().startswith(first)
 
@@ -701,7 +912,7 @@ def test_scores_are_written_whole_or_not_at_all(htsat, tables, tmp_path, monkeyp
     def break_off(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", str(output))
 
-    monkeypatch.setattr(cli.json, "dump", break_off)
+    monkeypatch.setattr(json, "dump", break_off)
     status, _, err = htsat("evaluate", "events", *tables, "--json", output)
     assert status == 1 and sentences(err) == [f"htsat: {output} cannot be used: No space left on device"]
     assert output.read_text() == "what an earlier run found"
@@ -786,12 +997,13 @@ def test_where_a_recording_cannot_be_heard_nothing_is_scored_but_the_rest_is_kep
 # ── what the command needs ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_command_needs_nothing_that_is_an_extra():
+def test_only_what_needs_an_extra_asks_for_it():
     extras = ["matplotlib", "sklearn", "scipy", "pandas", "datasets", "accelerate", "evaluate", "sed_scores_eval"]
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({extras}))\n"  # None: cannot be imported
         "from modeling_htsat.cli import main\n"
+        "assert main(['prepare', '--help']) == 1\n"
         "sys.exit(main(['detect', 'none.wav', '--model', 'any', '--plot', 'x.png']))\n"
     )
     done = subprocess.run(
@@ -802,4 +1014,7 @@ def test_the_command_needs_nothing_that_is_an_extra():
         timeout=120,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == 'htsat: --plot needs matplotlib: `pip install "modeling-htsat[plot]"`.\n'
+    assert done.stderr == (
+        'htsat: `htsat prepare` needs datasets: `pip install "modeling-htsat[train]"`.\n'
+        'htsat: --plot needs matplotlib: `pip install "modeling-htsat[plot]"`.\n'
+    )

@@ -30,10 +30,12 @@ from modeling_htsat import (
     HTSATFeatureExtractor,
     HTSATForAudioClassification,
     HTSATForSoundEventDetection,
+    HTSATModel,
     HTSATSoundEventDetectionPipeline,
     decode_events,
     load_audio,
 )
+from modeling_htsat.ensemble import HTSATEnsembleForSoundEventDetection
 from modeling_htsat.events_htsat import group_scores
 
 RATE = 32_000
@@ -367,6 +369,117 @@ def test_data_sets_their_columns_and_their_rows_are_heard_undecoded(detect, tag,
     assert close_tags(list(tag(rows["audio"]))[1], tag(sounds[1]))
 
 
+# ── past sources that cannot be heard ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, sounds) -> list[Any]:
+    """Three sounds between four sources that are none."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "cut.wav").write_bytes(encoded(sounds[0])[:50_000])
+    good = [encoded(sound) for sound in sounds[:3]]
+    return [str(folder / "none.wav"), good[0], b"", good[1], good[2], str(folder), str(folder / "cut.wav")]
+
+
+PLACES = [1, 3, 4]  # of what can be heard
+MANY = {
+    "list": list,
+    "tuple": tuple,
+    "generator": lambda sources: (source for source in sources),
+    "iterator": iter,
+    "map": lambda sources: map(lambda source: source, sources),
+    "data set": lambda sources: KeyDataset([{"audio": source} for source in sources], "audio"),
+    "rows": lambda sources: [
+        {"audio": {"bytes": source, "path": None} if isinstance(source, bytes) else {"bytes": None, "path": source}}
+        for source in sources
+    ],
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("form", MANY)
+def test_answers_keep_their_place_where_others_fail_and_one_warning_names_these(
+    detect, tag, mixed, sounds, caplog, form, batch_size
+):
+    for task, are_close in ((detect, close_events), (tag, close_tags)):
+        caplog.clear()
+        found = list(task(MANY[form](mixed), on_error="skip", batch_size=batch_size))
+        assert [place for place, answer in enumerate(found) if answer is not None] == PLACES
+        assert all(are_close(found[place], task(sound)) for place, sound in zip(PLACES, sounds, strict=False))
+        (warning,) = caplog.messages
+        assert warning.startswith("4 of 7 sources could not be heard:\n  0: ")
+        for name in ("none.wav does not exist", "is empty (0 bytes)", "is a folder", "cut.wav is truncated"):
+            assert warning.count(name) == 1, name
+
+
+def test_columns_and_workers_go_past_what_fails_as_well(detect, sounds):
+    audio = [{"bytes": content, "path": None} for content in (b"", encoded(sounds[0]), b"words")]
+    rows = datasets.Dataset.from_dict({"audio": audio}).cast_column("audio", datasets.Audio(decode=False))
+    wanted = detect(sounds[0])
+    for many, workers in ((rows, 0), (rows["audio"], 0), (list(rows), 2)):
+        first, second, third = detect(many, on_error="skip", batch_size=2, num_workers=workers)
+        assert first is third is None and close_events(second, wanted)
+
+
+def test_what_failed_is_known_until_the_next_call(detect, mixed):
+    detect(mixed, on_error="skip")
+    assert list(detect.failed) == [0, 2, 5, 6]
+    assert detect.failed[0] == f"{mixed[0]} does not exist: check the path."
+    answers = detect(iter(mixed), on_error="skip")
+    assert not detect.failed
+    assert len(list(answers)) == 7 and list(detect.failed) == [0, 2, 5, 6]
+    detect(mixed[1])
+    assert not detect.failed
+
+
+def test_one_source_that_fails_has_no_answer(detect, tag, mixed, caplog):
+    for task in (detect, tag):
+        assert task(mixed[0], on_error="skip") is None
+        assert list(task.failed) == [0]
+    assert [message.startswith("1 of 1 sources") for message in caplog.messages] == [True, True]
+
+
+def test_going_on_can_be_asked_for_at_construction_and_taken_back_in_the_call(folder, mixed):
+    detector = pipeline("sound-event-detection", model=str(folder), on_error="skip", return_scores=True)
+    tagger = make_tagger(HTSATAudioClassificationPipeline, on_error="skip")
+    for task in (detector, tagger):
+        assert [answer is not None for answer in task(mixed)] == [place in PLACES for place in range(7)]
+        with pytest.raises(AudioError, match="none.wav does not exist"):
+            task(mixed, on_error="raise")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_first_source_that_fails_raises_unless_asked_otherwise(detect, tag, mixed, batch_size):
+    for task in (detect, tag):
+        answers = iter(task(iter(mixed[1:]), batch_size=1))
+        assert next(answers)
+        with pytest.raises(AudioError, match="is empty"):
+            next(answers)
+        with pytest.raises(AudioError, match="none.wav does not exist"):
+            task(mixed, batch_size=batch_size)
+
+
+def test_what_is_no_fault_of_a_source_still_raises(detect, mixed, monkeypatch, caplog):
+    def break_off() -> Iterator[Any]:
+        yield from mixed[:2]
+        raise ZeroDivisionError
+
+    answers = iter(detect(break_off(), on_error="skip"))
+    assert next(answers) is None and next(answers)
+    with pytest.raises(ZeroDivisionError):
+        next(answers)
+    assert [message.splitlines()[0] for message in caplog.messages] == ["1 of 2 sources could not be heard:"]
+    monkeypatch.setattr(detect.model.classifier, "forward", None)
+    with pytest.raises(TypeError):
+        detect(mixed, on_error="skip")
+
+
+def test_answers_can_be_counted_where_sources_can(detect, mixed):
+    assert len(detect(KeyDataset([{"audio": source} for source in mixed], "audio"), on_error="skip")) == 7
+    with pytest.raises(TypeError):
+        len(detect(iter(mixed)))
+
+
 # ── options, at construction and in the call ─────────────────────────────────────────────────────────────────────────
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -374,6 +487,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "decoding": {"decoding": EventDecoding(threshold=0.6, stay_threshold=0.3, min_event_seconds=0.5)},
     "decoding as a dictionary": {"decoding": {"threshold": 0.4, "max_gap_seconds": 1.0}},
     "groups": {"groups": {"odd": [1, 3], "even": (0, 2, 4)}},
+    "groups by label": {"groups": {"odd": ["c1", "c3"], "even": [0, "c2", np.int64(4)]}},
     "time_refinement": {"time_refinement": 3},
     "return_scores": {"return_scores": True},
 }
@@ -408,13 +522,36 @@ def test_a_threshold_and_a_decoding_do_not_go_together(folder, detect):
         ({"threshold": 1.5}, "threshold must hold probabilities"),
         ({"decoding": {"thresh": 0.5}}, "no value called thresh"),
         ({"time_refinement": 0}, "`time_refinement` is 0"),
-        ({"groups": {"many": [4, 5]}}, "name classes from 0 to 4"),
-        ({"treshold": 0.5}, "treshold"),
+        ({"groups": {"many": [4, 5]}}, "Group 'many' is .*; name classes from 0 to 4, or their labels"),
+        ({"groups": {"many": ["c4", "c5"]}}, "name classes from 0 to 4, or their labels"),
+        ({"groups": {"none": []}}, "Group 'none' is .*; name classes"),
+        ({"groups": {"one": "c1"}}, "Group 'one' is 'c1', which is no list"),
+        ({"groups": {"one": 1}}, "Group 'one' is 1, which is no list"),
+        ({"groups": {}}, "`groups` is {}; it must be"),
+        ({"groups": [[1]]}, r"`groups` is \[\[1\]\]; it must be"),
+        ({"on_error": "ignore"}, "`on_error` is 'ignore'; it must be"),
+        ({"treshold": 0.5}, "has no option `treshold`; it has .*on_error.*threshold"),
+        ({"top_k": 5}, "has no option `top_k`; it has "),
     ],
 )
 def test_an_impossible_option_is_refused(detect, options, problem):
     with pytest.raises((ValueError, TypeError), match=problem):
         detect(pulses(3_200), **options)
+
+
+def test_an_unknown_option_of_tagging_is_refused_with_those_that_there_are(tag):
+    known = "has no option `groups`; it has .*function_to_apply.*progress_bar.*source_sampling_rate.*top_k"
+    with pytest.raises(TypeError, match=known):
+        tag(pulses(3_200), groups={})
+    with pytest.raises(TypeError, match=known):
+        make_tagger(HTSATAudioClassificationPipeline, groups={})
+
+
+def test_the_rate_of_bare_samples_can_be_said(detect, tag):
+    sound = pulses(48_000, 16_000)
+    row = {"array": sound, "sampling_rate": 16_000}
+    for task in (detect, tag):
+        assert task(sound, source_sampling_rate=16_000) == task(row) != task(sound)
 
 
 def test_a_model_decodes_as_it_was_tuned_once_it_is_saved_and_loaded(detect, tmp_path):
@@ -633,6 +770,33 @@ def test_a_detector_can_tag_as_well(folder, stock):
     assert close_tags(tagger(pulses(NUM_SAMPLES)), stock(pulses(NUM_SAMPLES)))
 
 
+def test_tags_of_a_detector_are_its_scores_of_the_whole_clip(detect, sounds):
+    extractor, ours = detect.feature_extractor, HTSATAudioClassificationPipeline
+    tagger = pipeline(
+        "audio-classification", model=detect.model, feature_extractor=extractor, pipeline_class=ours, top_k=None
+    )
+    for found, sound in zip(tagger(sounds[:3], batch_size=2), sounds, strict=False):
+        wanted = detect(sound, return_scores=True)["tags"]
+        assert close_tags(found, [{"label": label, "score": score} for label, score in wanted.items()])
+
+
+def test_both_pipelines_take_an_ensemble_and_show_its_progress(capsys):
+    members = [make(HTSATForSoundEventDetection, SMALL, problem_type="multi_label_classification") for _ in range(2)]
+    with torch.no_grad():
+        for parameter in members[1].parameters():
+            parameter *= 1.1
+    extractor, sound = HTSATFeatureExtractor(clip_frames=256), pulses(320_000)
+    detector, *alone = (
+        HTSATSoundEventDetectionPipeline(model=model, feature_extractor=extractor, return_scores=True)
+        for model in (HTSATEnsembleForSoundEventDetection(members), *members)
+    )
+    found = detector(sound, progress_bar=True)
+    assert "10/10" in capsys.readouterr().err
+    assert np.allclose(found["scores"], sum(one(sound)["scores"] for one in alone) / 2, atol=1e-6)
+    tagger = HTSATAudioClassificationPipeline(model=detector.model, feature_extractor=extractor)
+    assert close_tags(tagger(sound), [{"label": label, "score": score} for label, score in found["tags"].items()])
+
+
 def test_a_file_cut_short_is_refused_unless_that_is_allowed(detect, tag, wav, tmp_path):
     (tmp_path / "cut.wav").write_bytes(wav.read_bytes()[:100_000])
     for task in (detect, tag):
@@ -681,6 +845,9 @@ def test_a_model_of_the_wrong_kind_and_an_extractor_of_another_model_are_refused
     tagger = HTSATForAudioClassification(make_config(paper=True))
     with pytest.raises(ValueError, match="takes an HTSATForSoundEventDetection, and a HTSATForAudioClassification"):
         HTSATSoundEventDetectionPipeline(model=tagger, feature_extractor=HTSATFeatureExtractor())
+    encoder = HTSATModel(make_config(paper=True))
+    with pytest.raises(ValueError, match="Tagging takes an HTSATForAudioClassification or .* a HTSATModel came"):
+        HTSATAudioClassificationPipeline(model=encoder, feature_extractor=HTSATFeatureExtractor())
     detector = HTSATForSoundEventDetection(make_config(paper=True))
     with pytest.raises(ValueError, match="its `clip_frames` is 256, the model's is 1024"):
         HTSATSoundEventDetectionPipeline(model=detector, feature_extractor=HTSATFeatureExtractor(clip_frames=256))
