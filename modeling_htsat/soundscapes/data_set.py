@@ -9,14 +9,10 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +20,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from ..processes import interrupts_ignored, process_pool
 from ..tables import DURATION_COLUMNS, EVENT_COLUMNS, write_delimited, write_json_lines, write_whole
 from ..version import VERSION
 from .scene import Soundscape, SoundscapeSettings, find_background, find_foreground, make_soundscape
@@ -80,31 +77,10 @@ def _clips(num_clips: int, seed: int, settings: SoundscapeSettings, jobs: int) -
     if jobs == 1:
         yield map(make, range(num_clips))
         return
-    # Spawned, on every system: torch has threads, and these do not survive a fork.
-    pool, others = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")), set(active_children())
-    try:
-        with _interrupts_ignored():
+    with process_pool(jobs) as pool:
+        with interrupts_ignored():
             made = pool.map(make, range(num_clips), chunksize=8)
         yield made
-    except BaseException:
-        for worker in set(active_children()) - others:
-            worker.terminate()  # nobody waits for what it is at
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes that start in here leave Ctrl-C to their parent, and print nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _make_clip(seed: int, settings: SoundscapeSettings, index: int) -> Clip:
