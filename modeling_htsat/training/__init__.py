@@ -1,0 +1,1 @@
+"""Training HTS-AT: data sets, samplers, augmentation and a `Trainer` that knows them."""
