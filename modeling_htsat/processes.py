@@ -18,7 +18,8 @@ def process_pool(
     """An executor whose processes are stopped, whatever they are at, when the block ends with an exception.
 
     Give it its work inside `with interrupts_ignored():`, for that is when the processes start. They are spawned on
-    every system: torch has threads, and these do not survive a fork.
+    every system: torch has threads, and these do not survive a fork. Keep `initargs` below 64 kB, the size of a pipe:
+    beyond, the processes start one after the other, each when the one before has imported everything.
     """
     pool = ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_begin_work, initargs=(initializer, initargs)

@@ -27,7 +27,7 @@ from modeling_htsat.training.clips import (
     rows_in_memory,
     split_by_name,
 )
-from modeling_htsat.training.corpora import CORPORA, load_corpus
+from modeling_htsat.training.corpora import CORPORA, corpus_options, load_corpus
 from modeling_htsat.training.corpora.audioset import PACKS
 
 DOG, SPEECH = "/m/0bt9lr", "/m/09x0r"
@@ -860,3 +860,14 @@ def test_a_data_set_without_the_columns_is_refused(tmp_path):
         load_corpus("hub", tmp_path / "saved", "train", label_column="labels")
     with pytest.raises(ValueError, match="column 'mood' .* holds Value.*; sounds are a column of the type Audio"):
         load_corpus("hub", tmp_path / "saved", "train", audio_column="mood")
+
+
+def test_options_are_numbers_words_and_truths():
+    assert corpus_options(["fold=2", "labels=strong", "skip_missing=true", "name = a=b"]) == {
+        "fold": 2,
+        "labels": "strong",
+        "skip_missing": True,
+        "name": "a=b",
+    }
+    with pytest.raises(ValueError, match="'fold' is not of the form name=value"):
+        corpus_options(["fold"])

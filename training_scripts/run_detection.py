@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 def read_corpus_options(texts: list[str]) -> dict[str, Any]:
     if not texts:
         return {}
-    from modeling_htsat.training.runs import corpus_options  # imports all that training takes
+    from modeling_htsat.training.corpora import corpus_options  # datasets, which is an extra
 
     return corpus_options(texts)
 

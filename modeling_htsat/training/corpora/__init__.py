@@ -2,8 +2,10 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import yaml
 
 from ..clips import SPLITS, Corpus
 from .audioset import load_audioset, load_hdf5
@@ -49,4 +51,15 @@ def load_corpus(kind: str, location: str | os.PathLike[str], split: str, **optio
     return CORPORA[kind](location, split, **options)
 
 
-__all__ = ["CORPORA", "load_corpus"]
+def corpus_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`["fold=2", "streaming=true"]` as keyword arguments."""
+    options = {}
+    for text in texts:
+        name, is_option, value = text.partition("=")
+        if not is_option:
+            raise ValueError(f"The corpus option {text!r} is not of the form name=value, for example fold=2.")
+        options[name.strip()] = yaml.safe_load(value)
+    return options
+
+
+__all__ = ["CORPORA", "corpus_options", "load_corpus"]
