@@ -60,7 +60,7 @@ class _ScoreStream:
         self.num_frames = 0  # of all that were heard
         self.num_windows = 0
         self.first_step = 0  # the step of the first map that is kept
-        self.map_sums = torch.zeros(1, self.config.num_bins, 0)  # as many numbers a token as will come  # of windows, (dim, bins, steps)
+        self.map_sums = torch.zeros(1, self.config.num_bins, 0)  # of windows, (dim, bins, steps)
         self.map_counts = torch.zeros(0)  # how many windows those were, (steps,)
         self.num_scored = 0
 

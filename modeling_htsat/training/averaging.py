@@ -287,7 +287,9 @@ class EMACallback(TrainerCallback, ExportableState):
     # ── what Trainer calls ─────────────────────────────────────────────────────────────────────────────────────────
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        if args.fsdp or args.deepspeed:
+        # A launcher says so in the environment alone.
+        launched = {os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() for name in ("FSDP", "DEEPSPEED")}
+        if args.fsdp or args.deepspeed or "true" in launched:
             raise ValueError("A moving average needs whole weights in every process: train without FSDP or DeepSpeed.")
         if args.restore_callback_states_from_checkpoint:
             raise ValueError(

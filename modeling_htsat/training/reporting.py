@@ -386,7 +386,7 @@ def write_results(
     data: Mapping[str, Any],
     arguments: Mapping[str, Any] | Sequence[Any],
     seed: int | None,
-    model: str,
+    model: str | Sequence[str],
     started: float,
     **more: Any,
 ) -> dict[str, Any]:
@@ -415,7 +415,7 @@ def write_results(
         "hardware": _hardware(),
         "arguments": _all_values(arguments),
     }
-    readable = _for_json(results)
+    readable = for_json(results)
     write_whole(Path(path), lambda file: file.write(json.dumps(readable, indent=2, ensure_ascii=False) + "\n"))
     return readable
 
@@ -428,24 +428,24 @@ def _all_values(arguments: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not name.endswith("_token")}
 
 
-def _for_json(value: Any) -> Any:
+def for_json(value: Any) -> Any:
     """Numbers of numpy and torch as Python's, what is not finite as null, paths without the machine."""
     if isinstance(value, Enum):
-        return _for_json(value.value)
+        return for_json(value.value)
     if isinstance(value, Mapping):
-        return {str(key): _for_json(item) for key, item in value.items()}
+        return {str(key): for_json(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(map(_for_json, value), key=str)
+        return sorted(map(for_json, value), key=str)
     if isinstance(value, (list, tuple)):
-        return [_for_json(item) for item in value]
+        return [for_json(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-        return _for_json(value.tolist())
+        return for_json(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int)):
         return value
     if is_dataclass(value) or hasattr(value, "to_dict"):
-        return _for_json(value.to_dict() if hasattr(value, "to_dict") else vars(value))
+        return for_json(value.to_dict() if hasattr(value, "to_dict") else vars(value))
     return _without_machine(str(value))
 
 
@@ -653,7 +653,7 @@ def checkpoint_problem(checkpoint: PathLike) -> Problem | None:
 
 
 def _training_problem(folder: Path, names: set[str]) -> Problem | None:
-    needed = {"optimizer.pt", "scheduler.pt"}
+    needed = {"optimizer.bin" if "optimizer.bin" in names else "optimizer.pt", "scheduler.pt"}  # FSDP writes .bin
     ranks = sorted(int(name[10:-4]) for name in names if re.fullmatch(r"rng_state_\d+\.pth", name))
     if not needed & names and not ranks and "rng_state.pth" not in names:
         return Problem("only the model was saved", is_by_intention=True)

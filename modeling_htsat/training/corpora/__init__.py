@@ -51,14 +51,16 @@ def load_corpus(kind: str, location: str | os.PathLike[str], split: str, **optio
     return CORPORA[kind](location, split, **options)
 
 
-def corpus_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`["fold=2", "streaming=true"]` as keyword arguments."""
+def corpus_options(texts: Sequence[str], split: str | None = None) -> dict[str, Any]:
+    """`["fold=2", "streaming=true", "train.parts=weak"]` as keyword arguments; the last one for one split alone."""
     options = {}
     for text in texts:
         name, is_option, value = text.partition("=")
         if not is_option:
             raise ValueError(f"The corpus option {text!r} is not of the form name=value, for example fold=2.")
-        options[name.strip()] = yaml.safe_load(value)
+        of_split, is_for_one, plain_name = name.strip().rpartition(".")
+        if not is_for_one or of_split == split:
+            options[plain_name] = yaml.safe_load(value)
     return options
 
 
