@@ -7,6 +7,15 @@ from transformers import PreTrainedConfig
 
 from .events_htsat import EventDecoding
 
+# What decides the spectrogram of a waveform; the feature extractor has them too.
+SPECTROGRAM_VALUES = (
+    "sampling_rate",
+    "window_length",
+    "hop_length",
+    "num_mel_bins",
+    "min_frequency",
+    "max_frequency",
+)
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .configuration_htsat import HTSATConfig
+from .configuration_htsat import SPECTROGRAM_VALUES, HTSATConfig
 from .feature_extraction_htsat import HTSATFeatureExtractor
 from .modeling_htsat import (
     HTSATForAudioClassification,
@@ -30,18 +30,7 @@ from .tables import write_whole
 
 MEMBERS_FILE = "ensemble.json"  # in the folder of an ensemble: the names of its members' folders
 # What members must share, so that one spectrogram serves all and their steps are the same.
-SHARED_VALUES = (
-    "sampling_rate",
-    "window_length",
-    "hop_length",
-    "num_mel_bins",
-    "min_frequency",
-    "max_frequency",
-    "clip_frames",
-    "num_steps",
-    "overlap_steps",
-    "problem_type",
-)
+SHARED_VALUES = (*SPECTROGRAM_VALUES, "clip_frames", "num_steps", "overlap_steps", "problem_type")
 Mean = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import ClapAudioModel, ClapFeatureExtractor, ClapModel, SwinModel
 
-from ..configuration_htsat import HTSATConfig
+from ..configuration_htsat import SPECTROGRAM_VALUES, HTSATConfig
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..labels import audioset_labels
 from ..modeling_htsat import HTSATPreTrainedModel
@@ -22,16 +22,7 @@ from .reading import ConversionError, read_checkpoint
 from .swin import htsat_from_swin
 
 # What a configuration and an extractor both know.
-FRONT_END = (
-    "sampling_rate",
-    "window_length",
-    "hop_length",
-    "num_mel_bins",
-    "min_frequency",
-    "max_frequency",
-    "clip_frames",
-    "frames_per_step",
-)
+FRONT_END = (*SPECTROGRAM_VALUES, "clip_frames", "frames_per_step")
 
 Converted = tuple[HTSATPreTrainedModel, HTSATFeatureExtractor]
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..audio_htsat import AudioError, load_audio
+from ..configuration_htsat import SPECTROGRAM_VALUES
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..modeling_htsat import HTSATForSoundEventDetection, HTSATPreTrainedModel, multi_label_loss
 from ..tables import write_whole
@@ -340,16 +341,7 @@ class SoftTargets(Mapping[str, np.ndarray]):
 # ── asked during training ─────────────────────────────────────────────────────────────────────────────────────────────
 
 # What decides that two extractors make the same features of a waveform.
-FEATURE_VALUES = (
-    "sampling_rate",
-    "window_length",
-    "hop_length",
-    "num_mel_bins",
-    "min_frequency",
-    "max_frequency",
-    "clip_frames",
-    "short_clips",
-)
+FEATURE_VALUES = (*SPECTROGRAM_VALUES, "clip_frames", "short_clips")
 
 
 class OnlineTeacher(Teacher):
