@@ -180,7 +180,7 @@ with torch.no_grad():
 
 
 def test_the_demo_script_shows_the_whole_way(tmp_path):
-    demo, few = tmp_path / "demo", ["--clips", "16", "--num_train_epochs", "1", "--warmup_steps", "0"]
+    demo, few = tmp_path / "demo", ["--clips", "32", "--num_train_epochs", "1", "--warmup_steps", "0"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "training_scripts" / "run_demo.py"), "--output", str(demo), *few],
         capture_output=True,
