@@ -469,6 +469,7 @@ def run_detection(monkeypatch, capsys):
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["run_detection.py", *map(str, arguments), "--device", "cpu"])
+        capsys.readouterr()  # what was printed while the test made its models
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return ended.value.code, *capsys.readouterr()
@@ -492,7 +493,7 @@ def test_the_script_says_what_could_not_be_heard_and_ends_with_status_1(alone, s
 
 def test_the_script_ends_with_status_0_when_all_was_heard_by_an_ensemble(sounds, model, tmp_path, run_detection):
     other = save_model(tmp_path / "other", problem_type="multi_label_classification")
-    arguments = [sounds / "in" / "deep", "--model", model, other, "--output", tmp_path / "found", *ARGUMENTS]
+    arguments = [sounds / "in" / "deep", "--model", model, "--model", other, "--output", tmp_path / "found", *ARGUMENTS]
     status, out, error = run_detection(*arguments, "--dtype", "bfloat16")
     assert (status, error) == (0, "")
     assert "1 recordings, 0.00 h" in out
