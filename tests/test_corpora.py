@@ -869,5 +869,12 @@ def test_options_are_numbers_words_and_truths():
         "skip_missing": True,
         "name": "a=b",
     }
+    texts = ["train.parts=weak", "skip_missing=true"]
+    assert corpus_options(texts, "train") == {"parts": "weak", "skip_missing": True}
+    assert corpus_options(texts, "test") == {"skip_missing": True}
+    with pytest.raises(ValueError, match="for the split 'trian'; known are train, validation, test"):
+        corpus_options(["trian.parts=weak"], "train")
+    with pytest.raises(ValueError, match="known are none, as all splits are treated alike here"):
+        corpus_options(texts)
     with pytest.raises(ValueError, match="'fold' is not of the form name=value"):
         corpus_options(["fold"])

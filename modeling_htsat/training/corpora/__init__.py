@@ -59,6 +59,9 @@ def corpus_options(texts: Sequence[str], split: str | None = None) -> dict[str, 
         if not is_option:
             raise ValueError(f"The corpus option {text!r} is not of the form name=value, for example fold=2.")
         of_split, is_for_one, plain_name = name.strip().rpartition(".")
+        if is_for_one and (split is None or of_split not in SPLITS):
+            known = ", ".join(SPLITS) if split else "none, as all splits are treated alike here"
+            raise ValueError(f"The corpus option {text!r} is for the split {of_split!r}; known are {known}.")
         if not is_for_one or of_split == split:
             options[plain_name] = yaml.safe_load(value)
     return options
