@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Two cores are busier with two test processes of one thread than with one of two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all check style clean
+.PHONY: demo test test-all check style cards docs clean
 
 demo: $(READY)
 	$(BIN)/python training_scripts/run_demo.py --output demo_output
@@ -26,6 +26,15 @@ check: $(READY)
 style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+cards: $(READY)
+	$(BIN)/htsat card model_cards/*/
+
+# The site, in build/site; mkdocs is not among what the other words install.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python docs/make_commands.py
+	$(BIN)/mkdocs build --strict
 
 # The marker is written last, so that an interrupted installation is repeated.
 $(READY): setup.cfg pyproject.toml constraints.txt

@@ -5,6 +5,8 @@ Importing this package makes the model known to transformers' Auto classes.
 
 from . import interruption  # noqa: F401, I001  first: what follows takes seconds
 
+from pathlib import Path
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -18,6 +20,7 @@ from .audio_htsat import AudioError, AudioSource, list_audio_files, load_audio, 
 from .configuration_htsat import HTSATConfig
 from .events_htsat import EventDecoding, decode_events, events_to_frames
 from .feature_extraction_htsat import HTSATFeatureExtractor
+from .hub_htsat import write_short_card
 from .modeling_htsat import (
     HTSATAudioClassifierOutput,
     HTSATForAudioClassification,
@@ -41,6 +44,19 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=AutoModelForAudioFrameClassification,
     type="audio",
 )
+
+
+def write_whole_card(folder: Path, model: HTSATPreTrainedModel, name: str):
+    """What `push_to_hub` says of a model, imported when it is needed: it draws on all of the package."""
+    try:
+        from .hub.card import write_card
+    except ImportError:  # of a package for training
+        return write_short_card(folder, model, name)
+    return write_card(folder, model, name=name)
+
+
+HTSATForAudioClassification.card_writer = staticmethod(write_whole_card)
+HTSATForSoundEventDetection.card_writer = staticmethod(write_whole_card)
 
 __version__ = VERSION
 

@@ -19,10 +19,13 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.utils import TensorType, logging
 
 from .events_htsat import EventDecoding, average_repeats, decode_events
+from .hub_htsat import HTSATHubMixin
 
 logger = logging.get_logger(__name__)
 
 SHORT_CLIP_RULES = ("repeat", "pad", "stretch")
+# What an extractor decides by itself; all else follows from the model.
+FREE_VALUES = ("short_clips", "padding_value", "return_attention_mask")
 SILENCE_DECIBELS = -100.0  # 10 log10 of the smallest power that the authors keep, 1e-10
 FRAMES_PER_BLOCK = 4096  # bounds the memory of the Fourier transform: 41 s of sound, 17 MB a clip
 PCM_FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31}
@@ -80,7 +83,7 @@ def _scale_to_float(waveform: torch.Tensor, name: str) -> torch.Tensor:
     )
 
 
-class HTSATFeatureExtractor(SequenceFeatureExtractor):
+class HTSATFeatureExtractor(HTSATHubMixin, SequenceFeatureExtractor):
     """Turns waveforms into log-mel spectrograms `(batch, frames, mels)` in decibels, as the authors' code does.
 
     Args:
@@ -97,6 +100,7 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_features", "attention_mask"]
+    _auto_class = "AutoFeatureExtractor"  # what is saved takes its code along
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class HTSATFeatureExtractor(SequenceFeatureExtractor):
             return_attention_mask=return_attention_mask,
             **kwargs,
         )
+        self.auto_map = {self._auto_class: "feature_extraction_htsat.HTSATFeatureExtractor"}
         self.num_mel_bins = num_mel_bins
         self.window_length = window_length
         self.hop_length = hop_length

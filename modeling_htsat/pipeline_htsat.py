@@ -5,6 +5,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers.utils import ModelOutput, logging
 from .audio_htsat import AudioError, open_audio
 from .events_htsat import EventDecoding, decode_events, group_scores, interleave_shifts
 from .feature_extraction_htsat import HTSATFeatureExtractor
+from .hub_htsat import HTSATHubMixin
 
 logger = logging.get_logger(__name__)
 
@@ -28,7 +30,7 @@ UNSAID = object()  # where None means something
 LONG_SECONDS = 120.0  # recordings from here on show a progress bar, where there is a screen to show it on
 
 
-class HTSATAudioReader:
+class HTSATAudioReader(HTSATHubMixin):
     """What both pipelines share: any audio in, features and duration out, an hour as well as a second.
 
     A source is a path, a URL, the bytes of a file or a file object; an array, tensor or list of samples at the model's
@@ -38,6 +40,7 @@ class HTSATAudioReader:
     at the end says which ones failed and why, and so does `failed` of the last call, `{place: sentence}`.
     """
 
+    model: Any
     feature_extractor: HTSATFeatureExtractor
     failed: Mapping[int, str] = {}
     _sanitize_parameters: Callable[..., tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
@@ -65,6 +68,17 @@ class HTSATAudioReader:
             return Answers(answers, failed)
         (answer,) = Answers([answers], failed)
         return answer
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
+        """Save model and extractor, of which any of these pipelines is made again.
+
+        transformers would name the pipeline too, and then ask for `trust_remote_code` even where it is installed.
+        """
+        self.model.save_pretrained(save_directory, *args, **kwargs)
+        self.feature_extractor.save_pretrained(save_directory, *args, **kwargs)
+
+    def _add_card(self, folder: Path, name: str, tags: list[str]):
+        self.model._add_card(folder, name, tags)
 
     def _reading_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """What `preprocess` is told, once it is known that there are such options."""

@@ -198,7 +198,7 @@ def test_a_model_trained_by_trainer_still_runs_and_its_configuration_is_its_own(
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     written = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
-    assert set(written) - known <= {"architectures", "dtype", "use_cache", "transformers_version"}
+    assert set(written) - known <= {"architectures", "auto_map", "dtype", "use_cache", "transformers_version"}
     model.eval()(torch.zeros(1, 100, 64))
 
 

@@ -1,5 +1,6 @@
 """Score finished models, alone or as an ensemble, on a split of a corpus."""
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..ensemble import load_ensemble, load_ensemble_extractor
+from ..hub.card_scores import is_of_a_run
 from .corpora import corpus_options, load_corpus
 from .examples import ClipCollator, ClipDataset
 from .recipes import parse_recipe
@@ -63,6 +65,7 @@ def evaluate(evaluation: EvaluationArguments, training: HTSATTrainingArguments) 
     started, folder = time.time(), Path(training.output_dir)
     if training.should_save:
         refuse_unwritable(folder)
+        _refuse_results_of_a_run(folder / RESULTS_FILE)
     task = evaluation.task or _task_of(evaluation.models)
     model, extractor = load_ensemble(evaluation.models, task), load_ensemble_extractor(evaluation.models)
     with_frames = task == "sound-event-detection"
@@ -82,6 +85,7 @@ def evaluate(evaluation: EvaluationArguments, training: HTSATTrainingArguments) 
         metrics |= score_events(score_frames(trainer, data_set), model.config.event_decoding)
     if training.should_save:
         data = {"corpus": evaluation.corpus, "split": evaluation.split, "clips": len(data_set)}
+        data |= {"labels": model.config.num_labels}
         data |= {"options": evaluation.data_options, "bad_clips": sorted(trainer.bad_clips)}
         write_results(
             folder / RESULTS_FILE,
@@ -94,6 +98,12 @@ def evaluate(evaluation: EvaluationArguments, training: HTSATTrainingArguments) 
             decoding=model.config.event_decoding,
         )
     return metrics
+
+
+def _refuse_results_of_a_run(path: Path) -> None:
+    """What a run learnt from, and for how long, stands in its results alone; and they say that it is finished."""
+    if path.is_file() and is_of_a_run(json.loads(path.read_text(encoding="utf-8"))):
+        raise ValueError(f"{path} holds the results of a training run; name another output_dir for the evaluation.")
 
 
 def _task_of(models: Sequence[str]) -> str:
