@@ -34,7 +34,9 @@ from modeling_htsat.conversion import (
     clap_from_htsat,
     convert_checkpoint,
     htsat_from_clap,
+    htsat_from_clap_file,
     htsat_from_swin,
+    publisher_of,
 )
 from modeling_htsat.conversion.convert import load_preset, read_labels
 from modeling_htsat.conversion.reading import read_checkpoint
@@ -110,6 +112,33 @@ def derived_tensors(sampling_rate: int = 32000) -> dict[str, torch.Tensor]:
         "bn0.num_batches_tracked": torch.tensor(1234),
         "layers.1.blocks.1.attn_mask": random_tensor(16, 64, 64),
         "layers.0.blocks.0.attn.relative_position_index": torch.zeros(64, 64, dtype=torch.long),
+    }
+
+
+def laion_tensors() -> dict[str, torch.Tensor]:
+    """What LAION's unfused CLAP files hold under `state_dict`, but for `module.` and most of the text encoder."""
+    tower = authors_tensors(527) | derived_tensors(48000)
+    return {f"audio_branch.{key}": tensor for key, tensor in tower.items()} | {
+        "logit_scale_a": torch.tensor(2.7),
+        "logit_scale_t": torch.tensor(2.7),
+        "text_branch.embeddings.position_ids": torch.arange(7),
+        "text_branch.encoder.layer.0.output.dense.weight": random_tensor(3, 5),
+        "text_transform.sequential.0.weight": random_tensor(5, 5),
+        "text_projection.0.weight": random_tensor(5, 3),
+        "audio_transform.sequential.3.bias": random_tensor(5),
+        "audio_projection.2.weight": random_tensor(5, 5),
+    }
+
+
+def msclap_tensors(tower_name: str = "audio_encoder") -> dict[str, torch.Tensor]:
+    """What Microsoft's `CLAP_weights_2023.pth` holds under `model`, but for most of the text encoder."""
+    tower = authors_tensors(527) | derived_tensors(44100)
+    return {f"{tower_name}.base.htsat.{key}": tensor for key, tensor in tower.items()} | {
+        f"{tower_name}.projection.linear1.weight": random_tensor(5, 8 * DIM),
+        f"{tower_name}.projection.layer_norm.bias": random_tensor(5),
+        "caption_encoder.base.h.0.attn.bias": random_tensor(3, 3),
+        "caption_encoder.projection.linear2.weight": random_tensor(5, 5),
+        "logit_scale": torch.tensor(2.7),
     }
 
 
@@ -344,7 +373,7 @@ def test_a_missing_tensor_is_named(refusal):
     state = authors_tensors()
     del state["layers.2.blocks.0.mlp.fc2.bias"]
     assert "lacks an entry (htsat.stages.2.blocks.0.mlp.down.bias)" in refusal(state)
-    assert "lacks 'patch_embed.proj.weight'" in refusal({"audio_branch.bn0.weight": random_tensor(64)})
+    assert "lacks 'patch_embed.proj.weight'" in refusal({"bn0.weight": random_tensor(64)})
     state = authors_tensors()
     for key in [key for key in state if key.startswith(("tscam_conv", "head"))]:
         del state[key]
@@ -534,7 +563,7 @@ def test_an_empty_folder_is_filled_and_missing_parents_are_made(tmp_path, labels
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "empty", tmp_path / "new" / "deep" / "model"):
         convert_checkpoint(tmp_path / "weights.ckpt", place, labels=labels)
-        names = {entry.name for entry in place.iterdir()}
+        names = {entry.name for entry in place.iterdir() if entry.suffix != ".py"}
         assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
         assert [entry.name for entry in place.parent.iterdir() if entry.name.startswith(".")] == []
 
@@ -806,3 +835,132 @@ def test_a_clap_folder_takes_no_preset_and_no_labels(tmp_path, labels):
         with pytest.raises(ConversionError, match="leave --preset and --labels out"):
             convert_checkpoint(tmp_path / "clap", tmp_path / "model", **options)
     assert not (tmp_path / "model").exists()
+
+
+# ── CLAP's own files ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+CLAP_FILES = {
+    "LAION": (lambda: {"epoch": 45, "name": "run", "state_dict": laion_tensors()}, 48000, 480),
+    "LAION, data parallel": (
+        lambda: {"state_dict": {f"module.{key}": tensor for key, tensor in laion_tensors().items()}},
+        48000,
+        480,
+    ),
+    "Microsoft": (lambda: {"model": msclap_tensors()}, 44100, 320),
+    "Microsoft, with captions": (
+        lambda: {
+            "model": msclap_tensors("clap") | {"gpt.wte.weight": random_tensor(3), "clap_project.x": random_tensor(2)}
+        },
+        44100,
+        320,
+    ),
+}
+
+
+def tower_of(content: dict) -> dict[str, torch.Tensor]:
+    """The audio tower in a made-up file, found by another way than the conversion's."""
+    state = content.get("state_dict") or content["model"]
+    end = "audio_branch." if any("audio_branch." in key for key in state) else "htsat."
+    return {key.split(end, 1)[1]: tensor for key, tensor in state.items() if end in key}
+
+
+@pytest.mark.parametrize("kind", CLAP_FILES)
+def test_a_clap_file_becomes_the_encoder_that_its_tower_is(kind, convert, tmp_path):
+    make, sampling_rate, hop_length = CLAP_FILES[kind]
+    content, front_end = make(), {"sampling_rate": sampling_rate, "hop_length": hop_length}
+    model = convert(content, name="clap.pt", labels=None)
+    direct = authors_model(
+        tower_of(content), HTSATConfig(num_labels=527, **front_end), HTSATFeatureExtractor(**front_end)
+    )
+    assert type(model) is HTSATModel and same_weights(model, direct.htsat)
+    for part in (
+        AutoModel.from_pretrained(tmp_path / "model").config,
+        AutoFeatureExtractor.from_pretrained(tmp_path / "model"),
+    ):
+        assert (part.sampling_rate, part.hop_length, part.window_length) == (sampling_rate, hop_length, 1024)
+        assert (part.num_mel_bins, part.min_frequency, part.max_frequency) == (64, 50, 14000)
+
+
+@torch.no_grad()
+def test_the_command_makes_of_a_clap_file_what_hears_as_clap_does(tmp_path, make_features):
+    """The same weights as a folder of transformers, once through `ClapAudioModel` and once through LAION's names."""
+    torch.save({"state_dict": laion_tensors()}, tmp_path / "630k-audioset-best.pt")
+    assert cli.main(["convert", str(tmp_path / "630k-audioset-best.pt"), str(tmp_path / "model")]) == 0
+    model = AutoModel.from_pretrained(tmp_path / "model")
+    features = make_features(2, 1001)
+    assert_same_outputs(model(features), clap_from_htsat(model)(features[:, None]))
+    clap_tower().save_pretrained(tmp_path / "clap")
+    folder = convert_checkpoint(tmp_path / "clap", tmp_path / "of_a_folder").config
+    assert folder.front_end == model.config.front_end and folder.id2label == model.config.id2label
+
+
+def test_what_lies_beside_the_tower_is_left_out_counted_and_given_a_reason(convert, caplog):
+    with caplog.at_level("INFO", logger="modeling_htsat"):
+        convert({"state_dict": laion_tensors()}, name="clap.pt", labels=None)
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert len(said) == 3
+    assert said[0].startswith("4 entries (text_branch.") and said[0].endswith("which no sound goes through")
+    assert said[1].startswith("2 entries (audio_transform.") and "the space that sound shares with text" in said[1]
+    assert said[2].startswith("2 entries (logit_scale_a, logit_scale_t)")
+
+
+def test_a_tensor_that_no_clap_is_known_to_have_is_refused_by_name(refusal):
+    for extra in ("video_branch.weight", "norm.bias"):
+        sentence = refusal({"state_dict": laion_tensors() | {extra: random_tensor(2)}}, labels=None)
+        assert f"holds an entry ({extra}) that no CLAP" in sentence
+    stranger = {"audio_branch.layers.0.blocks.0.gate": random_tensor(2)}
+    assert "an entry (layers.0.blocks.0.gate) that this arch" in refusal(laion_tensors() | stranger, labels=None)
+    incomplete = laion_tensors()
+    del incomplete["audio_branch.layers.2.blocks.0.mlp.fc2.bias"]
+    assert "lacks an entry (stages.2.blocks.0.mlp.down.bias)" in refusal(incomplete, labels=None)
+
+
+@pytest.mark.parametrize(
+    "key", ["patch_embed.mel_conv2d.weight", "patch_embed.fusion_model.local_att.0.bias", "mel_conv1d.0.bias"]
+)
+def test_a_fused_clap_file_is_refused_and_the_sentence_says_why(key, refusal):
+    state = laion_tensors() | {f"audio_branch.{key}": random_tensor(2)}
+    sentence = refusal({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, labels=None)
+    assert f"fuses several crops of a recording (audio_branch.{key}), which HTS-AT has no layers for" in sentence
+
+
+def test_the_mel_filters_of_a_clap_file_decide_about_its_front_end(refusal, convert, preset, tmp_path):
+    state = laion_tensors() | {"audio_branch.logmel_extractor.melW": derived_tensors(32000)["logmel_extractor.melW"]}
+    sentence = refusal(state, labels=None)
+    assert "the mel filters of 32000 Hz" in sentence and "those of 48000 Hz" in sentence and "--preset DIR" in sentence
+    convert(state, labels=None, preset=preset(sampling_rate=32000, hop_length=320))
+    assert AutoFeatureExtractor.from_pretrained(tmp_path / "model").sampling_rate == 32000
+
+
+def test_a_clap_file_takes_no_labels_and_one_without_an_hts_at_is_none_of_ours(refusal):
+    assert "embeddings and no labels: leave --labels out" in refusal(laion_tensors())
+    convolutional = {"audio_encoder.base.conv_block1.conv1.weight": random_tensor(2, 1, 3, 3)}
+    assert publisher_of(convolutional) is None
+    assert "is not a Swin transformer" in refusal({"model": convolutional}, labels=None)
+
+
+def test_a_clap_file_is_read_in_python_too():
+    state = msclap_tensors()
+    model = htsat_from_clap_file(state, publisher_of(state))
+    assert torch.equal(model.norm.weight, state["audio_encoder.base.htsat.norm.weight"])
+
+
+@pytest.mark.parametrize("numpy_core", [b"numpy._core", b"numpy.core"], ids=["new", "old"])
+def test_numbers_of_numpy_beside_the_weights_are_no_obstacle_and_are_not_made(numpy_core, convert, monkeypatch):
+    """LAION's training kept its best scores so; older releases of NumPy had another name for the place."""
+    buffer = io.BytesIO()
+    beside = {"epoch": 45, "top": {"score": np.float64(0.9), "loss": np.float32(1.5), "step": np.int64(7)}}
+    torch.save({"state_dict": laion_tensors()} | beside, buffer, _use_new_zipfile_serialization=False)
+    content = buffer.getvalue()
+    assert b"numpy._core.multiarray" in content
+    content = content.replace(b"numpy._core.multiarray", numpy_core + b".multiarray")
+    assert type(convert(content, name="clap.pt", labels=None)) is HTSATModel
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_checkpoint_of_protocol_4_is_refused_with_the_remedy(refusal):
+    buffer = io.BytesIO()
+    torch.save({"state_dict": laion_tensors()}, buffer, pickle_protocol=4)
+    sentence = refusal(buffer.getvalue(), labels=None)
+    assert "a pickle of protocol 4, which torch has no safe reader for and is refused" in sentence
+    assert "save its tensors alone" in sentence

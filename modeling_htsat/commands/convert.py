@@ -10,9 +10,9 @@ from .outputs import OK
 
 def add_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument
-    add("checkpoint", help="an authors' or Swin checkpoint, or the folder of a CLAP or Swin model")
+    add("checkpoint", help="an authors', Swin or CLAP checkpoint, or the folder of a CLAP or Swin model")
     add("output_dir", type=Path, help="the folder to make; must not exist yet, or be empty")
-    add("--preset", metavar="DIR", help="front end and labels (default: AudioSet at 32 kHz)")
+    add("--preset", metavar="DIR", help="front end and labels (default: AudioSet at 32 kHz; of a CLAP, its own)")
     add("--labels", metavar="FILE", help="label names, one on each line, in place of the preset's")
 
 

@@ -2,6 +2,7 @@
 
 from .authors import authors_model
 from .clap import clap_from_htsat, htsat_from_clap
+from .clap_files import htsat_from_clap_file, publisher_of
 from .convert import convert_checkpoint
 from .reading import ConversionError
 from .swin import htsat_from_swin
@@ -12,5 +13,7 @@ __all__ = [
     "clap_from_htsat",
     "convert_checkpoint",
     "htsat_from_clap",
+    "htsat_from_clap_file",
     "htsat_from_swin",
+    "publisher_of",
 ]

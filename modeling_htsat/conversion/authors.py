@@ -1,19 +1,20 @@
 """Checkpoints of the authors' own code: Lightning files or bare state dicts, with or without derived buffers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from ..configuration_htsat import HTSATConfig
 from ..feature_extraction_htsat import HTSATFeatureExtractor
-from ..modeling_htsat import HTSATForAudioClassification
+from ..modeling_htsat import HTSATForAudioClassification, HTSATModel
 from .architecture import make_config, read_architecture
 from .reading import ConversionError
 from .renaming import MICROSOFT, Renaming, load_strictly, rename_state
 
+ENCODER: list[Renaming] = [(r"^bn0\.", "mel_norm."), *MICROSOFT]
 RENAMINGS: list[Renaming] = [
-    (r"^bn0\.", "mel_norm."),
-    *MICROSOFT,
+    *ENCODER,
     (r"^(mel_norm|patch_embed|stages|norm)\.", r"htsat.\1."),
     (r"^tscam_conv\.", "classifier.convolution."),
     (r"^head\.", "classifier.linear."),
@@ -26,6 +27,7 @@ DERIVED = [
     (r"^bn0\.num_batches_tracked$", "a counter without influence"),
 ]
 UNUSED_HEAD = [(r"^head\.", "a linear layer that is kept but never called beside a token-semantic head")]
+HEADS = [(r"^(tscam_conv|head)\.", "scores of AudioSet's classes, which an encoder alone does not give")]
 COMMON_RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
@@ -38,16 +40,37 @@ def authors_model(
         ConversionError: the tensors contradict the preset, or do not fit the architecture that they show.
     """
     has_token_semantic_head = "tscam_conv.weight" in state
-    values = {**config.to_dict(), **read_architecture(state, origin), "token_semantic_head": has_token_semantic_head}
-    _check_mels(state, config, origin)
-    _check_filters(state, extractor, origin)
+    found = _config_of(state, config, extractor, origin, token_semantic_head=has_token_semantic_head)
     _check_labels(state, config, has_token_semantic_head, origin)
-    found = make_config(values, f"{origin} and the preset do not make one model together")
-    _check_image(state, found, config, origin)
     model = HTSATForAudioClassification(found)
     dropped = DERIVED + (UNUSED_HEAD if has_token_semantic_head else [])
     load_strictly(model, rename_state(state, RENAMINGS, dropped), origin)
     return model.eval()
+
+
+def authors_encoder(
+    state: Mapping[str, torch.Tensor], config: HTSATConfig, extractor: HTSATFeatureExtractor, origin: str = "checkpoint"
+) -> HTSATModel:
+    """The encoder in `state` alone, with the front end of a preset.
+
+    Raises:
+        ConversionError: the tensors contradict the preset, or do not fit the architecture that they show.
+    """
+    model = HTSATModel(_config_of(state, config, extractor, origin))
+    load_strictly(model, rename_state(state, ENCODER, DERIVED + HEADS), origin)
+    return model.eval()
+
+
+def _config_of(
+    state: Mapping[str, torch.Tensor], preset: HTSATConfig, extractor: HTSATFeatureExtractor, origin: str, **values: Any
+) -> HTSATConfig:
+    """The preset with the architecture that the tensors show, once nothing in them contradicts it."""
+    values = {**preset.to_dict(), **read_architecture(state, origin), **values}
+    _check_mels(state, preset, origin)
+    _check_filters(state, extractor, origin)
+    found = make_config(values, f"{origin} and the preset do not make one model together")
+    _check_image(state, found, preset, origin)
+    return found
 
 
 def _check_labels(state: Mapping[str, torch.Tensor], config: HTSATConfig, has_token_semantic_head: bool, origin: str):
@@ -82,10 +105,10 @@ def _check_filters(state: Mapping[str, torch.Tensor], extractor: HTSATFeatureExt
     ]
     theirs = f"the mel filters of {rates[0]} Hz" if rates else f"other mel filters, {tuple(filters.shape)}"
     raise ConversionError(
-        f"{origin} was trained with {theirs} (logmel_extractor.melW), and the preset has those of "
+        f"{origin} was trained with {theirs} (logmel_extractor.melW) and not with those of "
         f"{extractor.sampling_rate} Hz: {extractor.num_mel_bins} bins from {extractor.min_frequency:g} to "
         f"{extractor.max_frequency:g} Hz on windows of {extractor.window_length} samples. Choose the preset that it "
-        "was trained with."
+        "was trained with, with --preset DIR."
     )
 
 
@@ -114,4 +137,4 @@ def _rows(tensor: torch.Tensor) -> int:
     return tensor.shape[0] if tensor.ndim else 0
 
 
-__all__ = ["authors_model"]
+__all__ = ["authors_encoder", "authors_model"]

@@ -11,18 +11,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import ClapAudioModel, ClapFeatureExtractor, ClapModel, SwinModel
 
-from ..configuration_htsat import SPECTROGRAM_VALUES, HTSATConfig
+from ..configuration_htsat import HTSATConfig
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..labels import audioset_labels
 from ..modeling_htsat import HTSATPreTrainedModel
 from .architecture import make_config
 from .authors import authors_model
 from .clap import htsat_from_clap
+from .clap_files import Publisher, htsat_from_clap_file, publisher_of
 from .reading import ConversionError, read_checkpoint
 from .swin import htsat_from_swin
-
-# What a configuration and an extractor both know.
-FRONT_END = (*SPECTROGRAM_VALUES, "clip_frames", "frames_per_step")
 
 Converted = tuple[HTSATPreTrainedModel, HTSATFeatureExtractor]
 
@@ -30,13 +28,13 @@ Converted = tuple[HTSATPreTrainedModel, HTSATFeatureExtractor]
 def convert_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, preset: str | Path | None = None, labels: str | Path | None = None
 ) -> HTSATPreTrainedModel:
-    """Convert an authors' checkpoint, a Swin image checkpoint or a transformers CLAP or Swin folder.
+    """Convert an authors' checkpoint, a Swin image checkpoint, a CLAP checkpoint or a transformers CLAP or Swin folder.
 
     Args:
         checkpoint: the file, or the folder of a `ClapModel`, `ClapAudioModel` or `SwinModel`.
         output_dir: made whole or not at all; must not exist yet, or be empty.
         preset: a folder with `config.json` and `preprocessor_config.json`, for the front end and the label names.
-            Without it: AudioSet's, at 32 kHz.
+            Without it: AudioSet's, at 32 kHz; of a CLAP, its publisher's front end.
         labels: a text file with one label on each line, in place of the preset's.
 
     Raises:
@@ -54,9 +52,25 @@ def convert_checkpoint(
 def _convert_file(checkpoint: Path, preset: str | Path | None, labels: str | Path | None) -> Converted:
     config, extractor = load_preset(preset, labels)
     state = read_checkpoint(checkpoint)
+    publisher = publisher_of(state)
+    if publisher is not None:
+        return _convert_clap_file(checkpoint, state, publisher, None if preset is None else config, labels)
     if _is_image_swin(state):
         return htsat_from_swin(state, config), extractor
     return authors_model(state, config, extractor, str(checkpoint)), extractor
+
+
+def _convert_clap_file(
+    checkpoint: Path,
+    state: Mapping[str, torch.Tensor],
+    publisher: Publisher,
+    config: HTSATConfig | None,
+    labels: str | Path | None,
+) -> Converted:
+    if labels is not None:
+        raise ConversionError(f"{checkpoint} is a CLAP, which gives embeddings and no labels: leave --labels out.")
+    model = htsat_from_clap_file(state, publisher, config, str(checkpoint))
+    return model, HTSATFeatureExtractor(**cast(HTSATConfig, model.config).front_end)
 
 
 def _is_image_swin(state: Mapping[str, torch.Tensor]) -> bool:
@@ -77,7 +91,7 @@ def _convert_folder(folder: Path, preset: str | Path | None, labels: str | Path 
         raise ConversionError("A CLAP model brings its own front end, and no labels: leave --preset and --labels out.")
     clap = _load_whole(ClapModel if model_type == "clap" else ClapAudioModel, folder)
     model = htsat_from_clap(clap, _clap_extractor(folder))
-    return model, _extractor_for(cast(HTSATConfig, model.config))
+    return model, HTSATFeatureExtractor(**cast(HTSATConfig, model.config).front_end)
 
 
 def _load_whole(model_class: Any, folder: Path) -> Any:
@@ -118,11 +132,11 @@ def load_preset(
         values |= _label_values(read_labels(labels))
     config = make_config(values, f"{folder / 'config.json'} is no valid configuration")
     extractor = _make_extractor(folder / "preprocessor_config.json")
-    for name in FRONT_END:
-        if getattr(config, name) != getattr(extractor, name):
+    for name, value in config.front_end.items():
+        if getattr(extractor, name) != value:
             raise ConversionError(
-                f"{folder} contradicts itself: `{name}` is {getattr(config, name)} by config.json and "
-                f"{getattr(extractor, name)} by preprocessor_config.json."
+                f"{folder} contradicts itself: `{name}` is {value} by config.json and {getattr(extractor, name)} by "
+                "preprocessor_config.json."
             )
     return config, extractor
 
@@ -159,10 +173,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds no table of values by name.")
     return content
-
-
-def _extractor_for(config: HTSATConfig) -> HTSATFeatureExtractor:
-    return HTSATFeatureExtractor(**{name: getattr(config, name) for name in FRONT_END})
 
 
 # ── output ────────────────────────────────────────────────────────────────────────────────────────────────────────────

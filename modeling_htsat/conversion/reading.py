@@ -26,6 +26,21 @@ BESIDE_THE_WEIGHTS = ["argparse.Namespace"] + [
         "utilities.parsing.AttributeDict",
     )
 ]
+# Losses and scores that LAION's training kept beside the weights of CLAP, as NumPy's numbers.
+NUMBERS_BESIDE = ["numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"]
+
+
+class Forgotten:
+    """Stands in for a number of NumPy: takes what its maker is given, and keeps nothing of it."""
+
+    def __init__(self, *given: object):
+        pass
+
+    def __setstate__(self, state: object):
+        pass
+
+
+STAND_INS = [(OrderedDict, name) for name in BESIDE_THE_WEIGHTS] + [(Forgotten, name) for name in NUMBERS_BESIDE]
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -54,20 +69,28 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_pickle(path: Path) -> object:
     try:
-        with torch.serialization.safe_globals([(OrderedDict, name) for name in BESIDE_THE_WEIGHTS]):
+        with torch.serialization.safe_globals(STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error class of its own, neither for a refusal nor for a broken file
-        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if culprit:
+        danger = _danger_in(str(error))
+        if danger:
             raise ConversionError(
-                f"{path} holds more than weights: its pickle asks for {culprit[1]}, which could run code and is "
-                "refused. Nothing was written. If you trust the file, save its tensors alone: "
+                f"{path} {danger} and is refused. Nothing was written. If you trust the file, save its tensors alone: "
                 "`torch.save(torch.load(file, weights_only=False)['state_dict'], 'weights.ckpt')`."
             ) from error
         raise ConversionError(
             f"{path} is not a readable PyTorch checkpoint of weights ({type(error).__name__}). Check that it is one, "
             "and that it arrived whole."
         ) from error
+
+
+def _danger_in(refusal: str) -> str | None:
+    """What torch found in a pickle that only running it could make sense of."""
+    if culprit := re.search(r"GLOBAL ([\w.]+)", refusal):
+        return f"holds more than weights: its pickle asks for {culprit[1]}, which could run code"
+    if re.search(r"Unsupported operand 149\b", refusal):  # the frames of protocol 4; torch itself writes 2
+        return "is a pickle of protocol 4, which torch has no safe reader for"
+    return None
 
 
 def without_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

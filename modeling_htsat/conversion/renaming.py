@@ -92,9 +92,9 @@ def load_strictly(model: PreTrainedModel, renamed: Renamed, origin: str, without
     extra = sorted(original for key, (original, _) in renamed.items() if key not in wanted)
     missing = sorted(set(wanted) - set(renamed))
     if extra:
-        raise ConversionError(f"{origin} holds {_named(extra)} that this architecture has no place for.")
+        raise ConversionError(f"{origin} holds {named(extra)} that this architecture has no place for.")
     if missing:
-        raise ConversionError(f"{origin} lacks {_named(missing)} (named as in this project).")
+        raise ConversionError(f"{origin} lacks {named(missing)} (named as in this project).")
     for key, (original, tensor) in renamed.items():
         if tensor.shape != wanted[key].shape:
             raise ConversionError(
@@ -105,6 +105,6 @@ def load_strictly(model: PreTrainedModel, renamed: Renamed, origin: str, without
     model.load_state_dict({key: tensor for key, (_, tensor) in renamed.items()}, strict=False)
 
 
-def _named(keys: list[str], most: int = 3) -> str:
+def named(keys: list[str], most: int = 3) -> str:
     rest = f" and {len(keys) - most} more" if len(keys) > most else ""
     return f"{'an entry' if len(keys) == 1 else f'{len(keys)} entries'} ({', '.join(keys[:most])}{rest})"
