@@ -1,11 +1,13 @@
 """Every number that decides what an HTS-AT model hears, how it is built and what its outputs mean."""
 
 from collections import Counter
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .events_htsat import EventDecoding
+from .hub_htsat import HTSATHubMixin
 
 # What decides the spectrogram of a waveform; the feature extractor has them too.
 SPECTROGRAM_VALUES = (
@@ -16,11 +18,20 @@ SPECTROGRAM_VALUES = (
     "min_frequency",
     "max_frequency",
 )
+# Where transformers finds the code that travels with a saved model, for whichever class is asked for.
+AUTO_MAP = {
+    "AutoConfig": "configuration_htsat.HTSATConfig",
+    "AutoFeatureExtractor": "feature_extraction_htsat.HTSATFeatureExtractor",
+    "AutoModel": "modeling_htsat.HTSATModel",
+    "AutoModelForAudioClassification": "modeling_htsat.HTSATForAudioClassification",
+    "AutoModelForAudioFrameClassification": "modeling_htsat.HTSATForSoundEventDetection",
+}
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+CLIP_POOLINGS = ("mean", "linear_softmax")
 
 
 @strict
-class HTSATConfig(PreTrainedConfig):
+class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
     """Configuration of [`HTSATModel`], [`HTSATForAudioClassification`] and [`HTSATForSoundEventDetection`].
 
     The defaults are the paper's 31-million-parameter model for sound at 32 kHz. The number of classes comes with
@@ -52,6 +63,9 @@ class HTSATConfig(PreTrainedConfig):
     The head and the long recordings:
         token_semantic_head: True for the paper's head that scores every time step (HC, HCP); False for a linear layer
             on the mean token (its variant H).
+        clip_pooling: how the scores of the steps make the clip's: `mean` is the paper's, the mean of logits;
+            `linear_softmax` is the mean of probabilities weighted by themselves, so that the steps that hear a sound
+            decide, and labels of whole clips teach when.
         window_overlap: share of a window that the next one hears again, in recordings longer than one: at most half.
         windows_per_pass: how many windows of a long recording are encoded at once: bounds the memory.
 
@@ -61,6 +75,7 @@ class HTSATConfig(PreTrainedConfig):
     """
 
     model_type = "htsat"
+    _auto_class = "AutoConfig"  # what is saved takes its code along
     # Trainer gathers every other output over all ranks and keeps it until the end of an evaluation.
     keys_to_ignore_at_inference = ["last_hidden_state", "pooler_output", "step_mask", "hidden_states", "attentions"]
 
@@ -89,6 +104,7 @@ class HTSATConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     token_semantic_head: bool = True
+    clip_pooling: str = "mean"
     window_overlap: float | int = 0.125
     windows_per_pass: int = 8
 
@@ -99,6 +115,11 @@ class HTSATConfig(PreTrainedConfig):
         # transformers leaves `label2id` empty when only `id2label` is given; pipelines and Trainer read both.
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
+        """As everywhere, with an entry for every Auto class, whichever class is saved."""
+        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -125,6 +146,11 @@ class HTSATConfig(PreTrainedConfig):
         return given.get("num_labels", len(before)) != len(before)
 
     # ── derived sizes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def front_end(self) -> dict[str, Any]:
+        """What a feature extractor is told, to hear as this model does."""
+        return {name: getattr(self, name) for name in (*SPECTROGRAM_VALUES, "clip_frames", "frames_per_step")}
 
     @property
     def num_folds(self) -> int:
@@ -220,6 +246,7 @@ class HTSATConfig(PreTrainedConfig):
         self._check_image()
         self._check_stages()
         self._check_rates()
+        self._check_pooling()
 
     def validate_labels(self):
         """Part of `@strict`: labels and the loss that they ask for."""
@@ -301,6 +328,15 @@ class HTSATConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0 and below 1.")
         if self.mlp_ratio <= 0:
             raise ValueError(f"`mlp_ratio` is {self.mlp_ratio}; it must be positive.")
+
+    def _check_pooling(self):
+        if self.clip_pooling not in CLIP_POOLINGS:
+            raise ValueError(f"`clip_pooling` is {self.clip_pooling!r}; it must be one of {', '.join(CLIP_POOLINGS)}.")
+        if self.clip_pooling != "mean" and not self.token_semantic_head:
+            raise ValueError(
+                f"`clip_pooling` is {self.clip_pooling!r}, which pools the scores of steps; the linear head scores the "
+                "mean token. Set `token_semantic_head=True`, or `clip_pooling='mean'`."
+            )
 
 
 __all__ = ["HTSATConfig"]

@@ -13,9 +13,12 @@ consecutive ones, and a cyclic shift by half a window moves whole quarters of wi
 shift, which is one gather.
 """
 
+import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +31,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_htsat import HTSATConfig
+from .feature_extraction_htsat import FREE_VALUES, HTSATFeatureExtractor
+from .hub_htsat import CARD_FILE, EXTRACTOR_FILE, HTSATHubMixin, add_tags
 
 MASKED_BIAS = -100.0  # what the authors add between tokens that are neighbours only through the cyclic shift
 CUBIC_A = -0.75  # the constant of PyTorch's bicubic interpolation
@@ -498,10 +503,21 @@ def masked_mean(steps: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
     return ((steps.float() * weights).sum(1) / weights.sum(1)).to(steps.dtype)
 
 
+def linear_softmax(logits: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
+    """Pool `(batch, steps, classes)` over the steps that the mask names: probabilities p, weighted by themselves.
+
+    The clip's probability is sum(p²) / sum(p), so that steps without the sound hardly count. Its logit, computed from
+    logits without leaving them, is log(sum(p²)) - log(sum(p (1 - p))).
+    """
+    outside = ~step_mask[..., None]
+    log_p, log_not_p = (F.logsigmoid(scores.float()).masked_fill(outside, -torch.inf) for scores in (logits, -logits))
+    return ((2 * log_p).logsumexp(1) - (log_p + log_not_p).logsumexp(1)).to(logits.dtype)
+
+
 # ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class HTSATPreTrainedModel(PreTrainedModel):
+class HTSATPreTrainedModel(HTSATHubMixin, PreTrainedModel):
     config_class = HTSATConfig
     base_model_prefix = "htsat"
     main_input_name = "input_features"
@@ -525,9 +541,36 @@ class HTSATPreTrainedModel(PreTrainedModel):
             for name, values in module.make_indexes().items():
                 init.copy_(getattr(module, name), values)
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ):
+        """As everywhere, with the extractor that hears what the model does, and with the code of both."""
+        if is_main_process:
+            self._save_extractor(Path(save_directory))
+        kwargs["push_to_hub"] = kwargs.get("push_to_hub", False) and is_main_process
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _save_extractor(self, folder: Path):
+        """What the model knows of its front end; an extractor that is there already decides on the rest."""
+        try:
+            given = json.loads((folder / EXTRACTOR_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or one that a run which was killed wrote to its half
+            given = {}
+        kept = {name: given[name] for name in FREE_VALUES if name in given}
+        HTSATFeatureExtractor(**kept, **self.config.front_end).save_pretrained(folder)
+
+    def _add_card(self, folder: Path, name: str, tags: list[str]):
+        card_file = folder / CARD_FILE
+        if not card_file.exists():
+            type(self).card_writer(folder, self, name)
+        if tags := [*(self.model_tags or []), *tags]:
+            add_tags(card_file, tags)
+
 
 class HTSATModel(HTSATPreTrainedModel):
     """The encoder: from log-mel spectrograms of any length to a map over time, and one embedding."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: HTSATConfig):
         super().__init__(config)
@@ -632,15 +675,16 @@ def join_passes(parts: Sequence[Any]) -> Any:
 
 
 class HTSATTokenSemanticHead(nn.Module):
-    """Scores every time step from its tokens and their neighbours in time; the clip's score is their mean."""
+    """Scores every time step from its tokens and their neighbours in time, and the clip from its steps."""
 
     def __init__(self, config: HTSATConfig):
         super().__init__()
+        self.pool = linear_softmax if config.clip_pooling == "linear_softmax" else masked_mean
         self.convolution = nn.Conv2d(config.hidden_size, config.num_labels, (config.num_bins, 3), padding=(0, 1))
 
     def forward(self, encoded: HTSATModelOutput) -> tuple[torch.Tensor, torch.Tensor]:
         frame_logits = self.convolution(encoded.last_hidden_state).squeeze(2).transpose(1, 2)
-        return frame_logits, masked_mean(frame_logits, encoded.step_mask)  # (batch, steps, classes), (batch, classes)
+        return frame_logits, self.pool(frame_logits, encoded.step_mask)  # (batch, steps, classes), (batch, classes)
 
 
 class HTSATLinearHead(nn.Module):
@@ -730,6 +774,8 @@ def clip_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | No
 class HTSATForAudioClassification(HTSATPreTrainedModel):
     """HTS-AT that says which sounds are in a recording."""
 
+    _auto_class = "AutoModelForAudioClassification"
+
     def __init__(self, config: HTSATConfig):
         super().__init__(config)
         self.htsat = HTSATModel(config)
@@ -766,6 +812,8 @@ class HTSATForAudioClassification(HTSATPreTrainedModel):
 
 class HTSATForSoundEventDetection(HTSATPreTrainedModel):
     """HTS-AT that says when sounds are heard: a score for every class in every time step."""
+
+    _auto_class = "AutoModelForAudioFrameClassification"
 
     def __init__(self, config: HTSATConfig):
         super().__init__(config)

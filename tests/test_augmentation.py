@@ -173,6 +173,33 @@ def test_spectrograms_are_mixed_behind_the_norm_as_the_labels_are(make_augmentat
     assert not torch.allclose(batch["labels"], labels)
 
 
+def test_windows_of_long_clips_are_mixed_with_those_at_the_same_place_of_the_mirrored_clip(
+    make_augmentation, make_features
+):
+    augmentation, model, handed_on = make_augmentation(mixup_alpha=0.5)
+    features = make_features(3, 700)
+    mask = torch.arange(700) < torch.tensor([700, 300, 256])[:, None]  # windows by clip: 3, 2, 1
+    inputs = {"input_features": features, "attention_mask": mask.long(), "labels": torch.eye(3, NUM_LABELS)}
+    batch = augmentation.apply(inputs, NUM_LABELS, dice())
+    shares = batch["labels"].diagonal()  # the clip in the middle is its own partner
+    model(**batch)
+    augmentation.arguments = AugmentationArguments()
+    model(**augmentation.apply(inputs, NUM_LABELS, dice()))
+    mixed, alone = handed_on
+    clips, partners = [0, 0, 0, 1, 1, 2], [5, 5, 5, 3, 4, 0]
+    assert len(mixed) == len(alone) == 6
+    for window, (clip, partner) in enumerate(zip(clips, partners, strict=True)):
+        expected = shares[clip] * alone[window] + (1 - shares[clip]) * alone[partner]
+        assert torch.allclose(mixed[window], expected, atol=1e-3), window
+
+
+def test_every_window_of_a_long_clip_has_stripes_of_its_own(make_augmentation, make_features):
+    augmentation, model, handed_on = make_augmentation(time_masks=1, frequency_masks=1)
+    model(**augmentation.apply({"input_features": make_features(2, 700)}, NUM_LABELS, dice()))
+    cut = {tuple((window == 0).flatten().tolist()) for window in handed_on[0]}
+    assert len(cut) == len(handed_on[0]) == 6
+
+
 def test_by_the_authors_rule_sounds_are_mixed_and_labels_are_not(make_augmentation, make_features):
     augmentation, model, handed_on = make_augmentation(mixup_alpha=0.5, mixup_labels="authors")
     targets = {"labels": torch.rand(4, NUM_LABELS), "soft_targets": torch.rand(4, NUM_LABELS)}

@@ -280,6 +280,7 @@ class Case:
             save_strategy="steps",
             save_steps=2,
             balanced_sampling=True,
+            muon_learning_rate=0.0 if self.streamed else 2e-3,
             lr_scheduler_type="cosine",
             warmup_steps=2,
         )

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from made_up_clips import RATE, tone
+from made_up_clips import RATE, ListRows, make_row, tone
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, AutoModelForAudioFrameClassification
 
@@ -24,9 +24,11 @@ from modeling_htsat import (
     HTSATForSoundEventDetection,
     load_audio,
 )
+from modeling_htsat.training.arguments import ModelArguments
+from modeling_htsat.training.clips import Corpus
 from modeling_htsat.training.evaluation import EvaluationArguments, evaluate
 from modeling_htsat.training.recipes import parse_recipe
-from modeling_htsat.training.runs import parse_run, run_all
+from modeling_htsat.training.runs import load_model, parse_run, run_all
 from modeling_htsat.training.trainer import HTSATTrainingArguments
 
 ROOT = Path(__file__).parents[1]
@@ -219,6 +221,22 @@ def test_training_goes_on_from_a_model_with_other_labels_by_a_new_head(finished,
     name = "htsat.stages.0.blocks.0.attention.qkv.weight"
     name = name if name in before else next(name for name in before if name.startswith("htsat.stages.0"))
     assert torch.allclose(before[name], after[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(("names", "is_known"), [(("a", "b", "c"), True), (("a", "b", "d"), False)])
+def test_a_head_is_kept_in_its_own_order_for_its_own_labels_and_new_for_others(tmp_path, names, is_known):
+    labels = {0: "c", 1: "a", 2: "b"}
+    model = HTSATForAudioClassification(
+        HTSATConfig(**SMALL, id2label=labels, label2id={name: index for index, name in labels.items()})
+    )
+    model.save_pretrained(tmp_path)
+    row = make_row("clip", tone(0.5, 300), ["a"])
+    loaded = load_model(HTSATForAudioClassification, ModelArguments(str(tmp_path)), Corpus(ListRows([row]), names))
+    head, kept = loaded.classifier.convolution, model.classifier.convolution
+    assert list(loaded.config.id2label.values()) == (["c", "a", "b"] if is_known else ["a", "b", "d"])
+    assert torch.equal(head.weight, kept.weight) == is_known
+    assert 0.5 < head.weight.std() / kept.weight.std() < 2
+    assert torch.equal(loaded.htsat.patch_embed.projection.weight, model.htsat.patch_embed.projection.weight)
 
 
 @pytest.mark.parametrize("final_weights", ["best", "ema", "average"])

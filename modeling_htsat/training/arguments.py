@@ -60,7 +60,7 @@ class DataArguments:
         metadata={"help": "Learn when sounds are heard, where the corpus says it; false: from clip labels alone."},
     )
     crop_seconds: float | None = field(
-        default=None, metadata={"help": "Length of a training clip (default: the model's window)."}
+        default=None, metadata={"help": "Longest training clip (default: the model's window); more is several windows."}
     )
     cache_gib: float = field(
         default=0.0, metadata={"help": "Keep decoded sounds in memory up to here; for small data without workers."}

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..configuration_htsat import HTSATConfig
+from ..modeling_htsat import plan_windows
+
 MIXUP_RULES = ("mixed", "authors")
 MISSING = float("nan")
 
@@ -61,24 +64,28 @@ class SpectrogramAugmentation:
 
     def __init__(self, arguments: AugmentationArguments, model: nn.Module):
         self.arguments = arguments
-        self._share: torch.Tensor | None = None  # (batch,): how much of each clip is its own
-        self._kept: torch.Tensor | None = None  # (batch, mels, frames): 0 where a stripe is cut out
+        self.config: HTSATConfig = model.config
+        self._kept: torch.Tensor | None = None  # (windows, mels, frames): 0 where a stripe is cut out
+        self._share: torch.Tensor | None = None  # (windows,): how much of each is its own,
+        self._partners = torch.empty(0, dtype=torch.long)  # and which one the rest comes from
         norm = next(module for name, module in model.named_modules() if name.split(".")[-1] == "mel_norm")
-        self._frames = model.config.clip_frames
         norm.register_forward_hook(self._after_norm)
 
     def apply(self, inputs: dict[str, Any], num_labels: int, random: np.random.Generator) -> dict[str, Any]:
         """The batch as the model shall see it: features moved, targets mixed; the rest waits behind the norm."""
-        features = inputs["input_features"]
-        inputs = {**inputs, "input_features": self._move(features, inputs.get("attention_mask"), random)}
-        self._kept = self._cut_stripes(features.shape[0], features.shape[2], random).to(features.device)
+        features, mask = inputs["input_features"], inputs.get("attention_mask")
+        inputs = {**inputs, "input_features": self._move(features, mask, random)}
+        clips = self._clips_of_windows(features, mask)
+        self._kept = self._cut_stripes(len(clips), features.shape[2], random).to(features.device)
         self._share = None
         if self.arguments.mixup_alpha > 0:
             alpha = self.arguments.mixup_alpha
-            self._share = torch.from_numpy(random.beta(alpha, alpha, len(features))).to(features)
+            share = torch.from_numpy(random.beta(alpha, alpha, len(features))).to(features)
+            self._share, self._partners = share[clips], _partners(clips, len(features))
             if self.arguments.mixup_labels == "mixed":
+                mirrored = torch.arange(len(features), device=features.device).flip(0)
                 inputs |= {
-                    name: _mix(_as_values(inputs[name], num_labels), self._share)
+                    name: _mix(_as_values(inputs[name], num_labels), share, mirrored)
                     for name in ("labels", "frame_targets", "soft_targets")
                     if inputs.get(name) is not None
                 }
@@ -88,7 +95,13 @@ class SpectrogramAugmentation:
         if not norm.training or self._kept is None:
             return None
         normalised = normalised * self._kept
-        return normalised if self._share is None else _mix(normalised, self._share)
+        return normalised if self._share is None else _mix(normalised, self._share, self._partners)
+
+    def _clips_of_windows(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """For each window that the model will hear, the clip that it comes from."""
+        batch, frames, _ = features.shape
+        lengths = torch.full((batch,), frames, device=features.device) if mask is None else mask.long().sum(1)
+        return plan_windows(self.config, lengths.clamp(min=1), frames).rows
 
     def _move(self, features: torch.Tensor, mask: torch.Tensor | None, random: np.random.Generator) -> torch.Tensor:
         """Another beginning, speed, pitch and loudness for each clip `(batch, frames, mels)`."""
@@ -111,11 +124,11 @@ class SpectrogramAugmentation:
             features = features + ((2 * gain - 1) * arguments.max_gain_db)[:, None].to(features)
         return features
 
-    def _cut_stripes(self, batch: int, mels: int, random: np.random.Generator) -> torch.Tensor:
-        """1 where a window `(batch, mels, frames)` is kept, 0 in its stripes."""
-        arguments, frames = self.arguments, self._frames
-        kept_frames = _stripes(batch, arguments.time_masks, arguments.max_time_mask_frames, frames, random)
-        kept_bins = _stripes(batch, arguments.frequency_masks, arguments.max_frequency_mask_bins, mels, random)
+    def _cut_stripes(self, windows: int, mels: int, random: np.random.Generator) -> torch.Tensor:
+        """1 where a window `(windows, mels, frames)` is kept, 0 in its stripes."""
+        arguments, frames = self.arguments, self.config.clip_frames
+        kept_frames = _stripes(windows, arguments.time_masks, arguments.max_time_mask_frames, frames, random)
+        kept_bins = _stripes(windows, arguments.frequency_masks, arguments.max_frequency_mask_bins, mels, random)
         return kept_bins[:, :, None] * kept_frames[:, None]
 
 
@@ -128,10 +141,18 @@ def _stripes(batch: int, count: int, longest: int, size: int, random: np.random.
     return 1 - ((place >= first) & (place < first + length)).any(dim=1).float()
 
 
-def _mix(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Each row with the one at the mirrored place of the batch, as in the authors' code."""
+def _partners(clips: torch.Tensor, batch: int) -> torch.Tensor:
+    """For each window the one that it is mixed with: of the clip at the mirrored place of the batch, as in the authors'
+    code, the one at the same place in time; a shorter clip begins anew."""
+    counts = clips.bincount(minlength=batch)
+    first = counts.cumsum(0) - counts
+    place, mirrored = torch.arange(len(clips), device=clips.device) - first[clips], batch - 1 - clips
+    return first[mirrored] + place % counts[mirrored]
+
+
+def _mix(values: torch.Tensor, share: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
     share = share.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
-    return values * share + values.flip(0) * (1 - share)
+    return values * share + values[partners] * (1 - share)
 
 
 def _as_values(targets: torch.Tensor, num_labels: int) -> torch.Tensor:

@@ -58,8 +58,8 @@ class ClipDataset(Dataset[Example]):
         rows: the clips; see `clips.ClipRows`.
         extractor, config: of the model: rate, window, labels and what several labels mean.
         crop_seconds: longest clip in training; by default the model's window. Longer ones are cut at a place that the
-            draw decides. What becomes of shorter ones is the extractor's rule, in training as in use: by default they
-            are repeated.
+            draw decides. More than a window is heard through several, as in use. What becomes of shorter ones is the
+            extractor's rule, in training as in use: by default they are repeated.
         with_frames: also give targets for every time step.
         learn_events: where events are known, a crop is labelled with those that are heard in it; false: with all that
             the whole clip is labelled with, as if only that were known. Models of a single label always do that.
@@ -84,10 +84,8 @@ class ClipDataset(Dataset[Example]):
         self.label_names = [config.id2label[index] for index in range(config.num_labels)]
         self.is_single_label = config.problem_type == "single_label_classification"
         window_seconds = (config.clip_frames - 1) * config.hop_length / config.sampling_rate
-        if crop_seconds is not None and not 0 < crop_seconds <= window_seconds + 1e-9:
-            raise ValueError(
-                f"crop_seconds is {crop_seconds:g}, and this model hears {window_seconds:g} s at once; choose less."
-            )
+        if crop_seconds is not None and crop_seconds <= 0:
+            raise ValueError(f"crop_seconds is {crop_seconds:g}; it must be positive, or left out for a whole window.")
         self.crop_samples = round((crop_seconds or window_seconds) * config.sampling_rate)
         self.with_frames, self.roll_samples = with_frames, roll_samples
         self.labels_follow_events = learn_events and not self.is_single_label

@@ -33,12 +33,10 @@ from ..configuration_htsat import HTSATConfig
 from ..ensemble import load_ensemble, load_ensemble_extractor
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..metrics import clip_metrics_for_trainer, event_metrics_for_trainer
-from ..modeling_htsat import HTSATForSoundEventDetection
-from ..tables import write_whole
+from ..modeling_htsat import HTSATForSoundEventDetection, make_head
 from .arguments import DataArguments, FinalArguments, ModelArguments
 from .augmentation import AugmentationArguments
 from .averaging import EMACallback, average_best
-from .card import write_card
 from .clips import ClipRows, Corpus
 from .corpora import corpus_options, load_corpus
 from .distillation import OnlineTeacher, SoftTargets, cache_soft_targets
@@ -47,7 +45,6 @@ from .recipes import parse_recipe, write_recipe
 from .reporting import (
     CurvesCallback,
     checkpoint_errors,
-    for_json,
     format_results_table,
     headline,
     last_whole_checkpoint,
@@ -121,15 +118,23 @@ def run_all(model_class: type[PreTrainedModel], arguments: RunArguments) -> dict
     seeds = arguments.data.seeds or [arguments.training.seed]
     if len(folds) * len(seeds) == 1:
         return run_once(model_class, _for_fold(arguments, folds[0], seeds[0], None))
-    whole = Path(arguments.training.output_dir)
+    whole, started = Path(arguments.training.output_dir), time.time()
     scores = {}
     for fold, seed in product(folds, seeds):
         name = "-".join([*([f"fold-{fold}"] if fold is not None else []), f"seed-{seed}"])
         scores[name] = run_once(model_class, _for_fold(arguments, fold, seed, whole / name))
     means = _means(list(scores.values()))
     if arguments.training.should_save:
-        text = json.dumps(for_json({"metrics": means, "runs": scores}), indent=2, ensure_ascii=False)
-        write_whole(whole / RESULTS_FILE, lambda file: file.write(text + "\n"))
+        write_results(
+            whole / RESULTS_FILE,
+            means,
+            data={"corpus": arguments.data.corpus, "options": arguments.data.data_options},
+            arguments=arguments,
+            seed=None,
+            model=arguments.model.model,
+            started=started,
+            runs=scores,
+        )
     return means
 
 
@@ -179,8 +184,10 @@ def run_once(model_class: type[PreTrainedModel], arguments: RunArguments) -> dic
         run.trainer.train(resume_from_checkpoint=checkpoint)
         choose_weights(run, arguments)
         metrics = score(run, arguments)
-        run.trainer.save_model(str(folder))
-    finish(run, arguments, metrics, started)
+        run.trainer.save_model(str(folder), _internal_call=True)  # or it would be pushed here, without its scores
+    finish(run, arguments, metrics, started, resumed=checkpoint is not None)
+    if training.push_to_hub:
+        run.trainer.push_to_hub("Model, scores and card", revision=training.hub_revision)
     return metrics
 
 
@@ -260,9 +267,10 @@ def load_splits(data: DataArguments) -> dict[str, Corpus]:
 
 def load_model(model_class: type[PreTrainedModel], model: ModelArguments, corpus: Corpus) -> PreTrainedModel:
     """Weights where there are some, a new head where the labels are others, and random ones for a preset."""
-    id2label = dict(enumerate(corpus.label_names))
     config = AutoConfig.from_pretrained(model.model)
-    had_labels = config.id2label
+    is_same = set(config.id2label.values()) == set(corpus.label_names)
+    # The same labels in another order stay in the model's, which its head was trained in.
+    id2label = config.id2label if is_same else dict(enumerate(corpus.label_names))
     config = AutoConfig.from_pretrained(
         model.model,
         id2label=id2label,
@@ -272,7 +280,11 @@ def load_model(model_class: type[PreTrainedModel], model: ModelArguments, corpus
     )
     if is_preset(model.model):
         return model_class(config)
-    return model_class.from_pretrained(model.model, config=config, ignore_mismatched_sizes=had_labels != id2label)
+    loaded = model_class.from_pretrained(model.model, config=config, ignore_mismatched_sizes=not is_same)
+    if not is_same:  # as many classes by chance would have kept the rows of other ones
+        loaded.classifier = make_head(config).to(loaded.dtype)
+        loaded.classifier.apply(loaded._init_weights)
+    return loaded
 
 
 def is_preset(model: str) -> bool:
@@ -393,7 +405,7 @@ def score(run: Run, arguments: RunArguments) -> dict[str, Any]:
     return metrics
 
 
-def finish(run: Run, arguments: RunArguments, metrics: dict[str, Any], started: float) -> None:
+def finish(run: Run, arguments: RunArguments, metrics: dict[str, Any], started: float, resumed: bool) -> None:
     """Say in `results.json` what came out, of which data, and what could not be heard."""
     training, trainer = arguments.training, run.trainer
     bad_clips = sorted(set(gather_object(sorted(trainer.bad_clips))))
@@ -402,7 +414,7 @@ def finish(run: Run, arguments: RunArguments, metrics: dict[str, Any], started: 
     if not training.should_save:
         return
     folder = Path(training.output_dir)
-    results = write_results(
+    write_results(
         folder / RESULTS_FILE,
         metrics,
         data={
@@ -410,14 +422,17 @@ def finish(run: Run, arguments: RunArguments, metrics: dict[str, Any], started: 
             "options": arguments.data.data_options,
             "clips": {split: len(data_set) for split, data_set in run.data_sets.items()},
             "labels": trainer.model.config.num_labels,
+            "learnt_events": run.data_sets["train"].with_frames,
             "bad_clips": bad_clips,
         },
         arguments=arguments,
         seed=training.seed,
         model=arguments.model.model,
         started=started,
+        resumed=resumed,
+        from_scratch=is_preset(arguments.model.model),
     )
-    write_card(folder, trainer.model, results)
+    trainer.create_model_card()
 
 
-__all__ = ["RunArguments", "launch", "load_splits", "parse_run", "prepare", "run_all", "run_once"]
+__all__ = ["RunArguments", "launch", "load_model", "load_splits", "parse_run", "prepare", "run_all", "run_once"]

@@ -1,12 +1,13 @@
 """`HTSATTrainer`: transformers' Trainer, and what it lacks for HTS-AT.
 
 It deals clips by `EpochBatches`, augments spectrograms, learns from a teacher, counts the batch norm of all processes
-as one, keeps the paper's schedule if asked, and goes on past clips that cannot be decoded. With another data set than
-`ClipDataset` it is Trainer itself.
+as one, keeps the paper's schedule if asked, goes on past clips that cannot be decoded, and writes this package's card.
+With another data set than `ClipDataset` it is, but for the card, Trainer itself.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
+from ..hub.card import MODEL_CLASSES, write_card
 from .augmentation import AugmentationArguments, SpectrogramAugmentation
 from .distillation import distillation_loss
 from .examples import ClipDataset
+from .muon import make_muon
 from .reporting import default_report_to
 from .sampling import EpochBatches
 from .sync_norm import synchronise_mel_norm
@@ -53,6 +56,13 @@ class HTSATTrainingArguments(TrainingArguments):
             "every ten epochs down to the first of those."
         },
     )
+    muon_learning_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Muon for the encoder's matrices, at this rate, and AdamW for the rest: from scratch, far fewer "
+            "clips do. 0: AdamW for all."
+        },
+    )
     report_to: None | str | list[str] = field(
         default_factory=default_report_to,
         metadata={"help": "Where to report the logs to (default: TensorBoard, when it is installed)."},
@@ -72,6 +82,12 @@ class HTSATTrainingArguments(TrainingArguments):
         for name in ("distillation_weight", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
+        if self.muon_learning_rate < 0:
+            raise ValueError(f"muon_learning_rate is {self.muon_learning_rate}; it must not be negative.")
+        if self.muon_learning_rate and (self.fsdp or self.deepspeed):
+            raise ValueError(
+                "muon_learning_rate: Muon needs every matrix whole, and FSDP and DeepSpeed cut them up; set it to 0."
+            )
 
 
 class ClipLoader(DataLoader):
@@ -92,6 +108,7 @@ class HTSATTrainer(Trainer):
     """
 
     args: HTSATTrainingArguments
+    optimizer: Any
     lr_scheduler: Any
 
     def __init__(
@@ -189,6 +206,21 @@ class HTSATTrainer(Trainer):
 
     # ── optimizer ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if not self.args.muon_learning_rate or self.optimizer is not None:
+            return super().create_optimizer(model)
+        model, args = self.model if model is None else model, self.args
+        self.optimizer = make_muon(
+            model,
+            self.get_decay_parameter_names(model),
+            muon_rate=args.muon_learning_rate,
+            adamw_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+        )
+        return self.optimizer
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -203,6 +235,45 @@ class HTSATTrainer(Trainer):
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    # ── the card ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write this package's card, also whenever the model is pushed.
+
+        What it scored comes from `results.json` and nowhere else, so `tasks`, `dataset` and `dataset_args`, under which
+        the library's draft files the last evaluation, have no place in it. A model of another kind gets that draft.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, tuple(MODEL_CLASSES.values())):
+            draft = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+            super().create_model_card(*draft)
+        elif self.is_world_process_zero():
+            write_card(
+                Path(self.args.output_dir),
+                model,
+                name=self.hub_model_id or self.args.hub_model_id or model_name,
+                language=language,
+                license=license,
+                tags=tags,
+                base_model=finetuned_from,
+                datasets=dataset_tags,
+            )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.create_model_card()  # what is pushed while it trains would have none
+        super()._push_from_checkpoint(checkpoint_folder)
 
 
 def paper_rate(epoch: int) -> float:
