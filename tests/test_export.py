@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import soundfile
@@ -129,7 +130,7 @@ def test_a_file_that_takes_features_takes_any_number_of_clips(tmp_path, make_fea
 
 
 def test_a_classifier_of_waveforms_takes_any_number_of_clips_and_repeats_short_ones(tmp_path, make_sounds):
-    model = make(HTSATForAudioClassification)
+    model = make(HTSATForAudioClassification, depths=(1,), num_heads=(1,))
     file = export_model(model, front_end_of(model), tmp_path / "x.onnx", dynamic_batch=True, seconds=0.5)
     assert file.input_shape == ("batch", RATE // 2)
     for num_clips in (1, 3):
@@ -141,21 +142,23 @@ def test_a_classifier_of_waveforms_takes_any_number_of_clips_and_repeats_short_o
         np.testing.assert_allclose(sigmoid(said["logits"]), sigmoid(expected), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_clip_may_be_longer_than_a_window(tmp_path, make_sounds):
-    model = make()
+    model = make(depths=(2,), num_heads=(1,))
     extractor = front_end_of(model)
     file = export_model(model, extractor, tmp_path / "x.onnx", seconds=5)
     sounds = make_sounds(1, 5.0)
     with torch.no_grad():
         expected = model(**extractor(sounds, RATE, return_tensors="pt")).logits
     said = answers(file.path, sounds)["logits"]
-    assert said.shape == (1, 16, 5)
+    assert said.shape == (1, model.config.num_steps_of(501), 5)
     np.testing.assert_allclose(sigmoid(said), sigmoid(expected), atol=1e-4, rtol=0)
-    assert file.metadata["seconds_per_step"] == 0.32
+    assert file.metadata["seconds_per_step"] == 0.04  # 4 frames; shorter clips are stretched
 
 
+@pytest.mark.slow
 def test_an_encoder_gives_its_map_and_its_embedding(tmp_path, make_sounds):
-    model = make(HTSATModel)
+    model = make(HTSATModel, depths=(1,), num_heads=(1,))
     file = export_model(model, front_end_of(model), tmp_path / "x.onnx")
     sounds = make_sounds(1, 2.0)
     with torch.no_grad():
@@ -169,11 +172,11 @@ def test_a_file_tells_nothing_of_the_machine_that_wrote_it(detector):
     assert str(ROOT).encode() not in (detector / "model.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("is_training", [False, True])
-def test_a_model_that_is_training_goes_on_training(tmp_path, is_training):
-    model = make(hidden_dropout_prob=0.5).train(is_training)
+def test_a_model_that_is_training_goes_on_training(tmp_path):
+    model = make(hidden_dropout_prob=0.5).train()
     file = export_model(model, front_end_of(model), tmp_path / "x.pt2", format="torch-export")
-    assert file.difference < 1e-4 and model.training == model.htsat.training == is_training
+    assert file.difference < 1e-4 and model.training and model.htsat.training
+    assert str(ROOT).encode() not in file.path.read_bytes()
 
 
 # ── 8 bits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,29 +202,21 @@ def listener():
 
 def test_8_bits_are_smaller_and_say_nearly_the_same(listener, tmp_path):
     model, extractor, sounds, classes = listener
-    files = [
-        export_model(model, extractor, tmp_path / f"{int8}.onnx", int8=int8, dynamic_batch=True)
-        for int8 in (False, True)
-    ]
-    exact, near = (torch.as_tensor(answers(file.path, sounds)["logits"]).softmax(1) for file in files)
-    assert (exact.argmax(1) == classes).all()  # it has learned something that can be lost
+    file, small = (export_model(model, extractor, tmp_path / f"{int8}.onnx", int8=int8) for int8 in (False, True))
+    near = np.concatenate([answers(small.path, sounds[clip : clip + 1])["logits"] for clip in range(len(sounds))])
+    near = torch.as_tensor(near).softmax(1)
+    with torch.no_grad():
+        exact = model(**extractor(sounds, RATE, return_tensors="pt")).logits.softmax(1)
+    assert (exact.argmax(1) == classes).all() and exact.max() > 0.7  # it has learned something that can be lost
     assert (near.argmax(1) == classes).all()
     assert 0 < (near - exact).abs().max() < 0.05
-    # The front end's tables stay as they are, in both.
+    assert 0 < small.difference < 0.05
+    # The front end's tables stay as they are.
     tables = 4 * (2 * 513**2 + 513 * 64)
-    small, large = (file.path.stat().st_size - tables for file in reversed(files))
-    assert small < 0.55 * large
-
-
-def test_the_front_end_keeps_its_32_bits(detector, tmp_path):
-    import onnx
-
-    model, extractor = load_detector(detector)
-    export_model(model, extractor, tmp_path / "x.onnx", int8=True)
-    weights = {weight.name: weight for weight in onnx.load(tmp_path / "x.onnx").graph.initializer}
-    shapes = [tuple(weight.dims) for weight in weights.values() if weight.data_type == onnx.TensorProto.FLOAT]
+    assert small.path.stat().st_size - tables < 0.7 * (file.path.stat().st_size - tables)
+    graph = onnx.load(small.path).graph
+    shapes = [tuple(weight.dims) for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT]
     assert shapes.count((513, 513)) == 2 and (513, 64) in shapes
-    assert any(weight.data_type == onnx.TensorProto.INT8 for weight in weights.values())
 
 
 # ── torch.export ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -248,14 +243,14 @@ def test_a_program_loads_and_says_what_the_model_says(detector, tmp_path, make_s
 def test_a_file_knows_labels_rate_steps_and_thresholds(detector):
     facts = read_metadata(detector / "model.onnx")
     assert facts["labels"] == LABELS and facts["problem_type"] == "multi_label_classification"
-    assert (facts["sampling_rate"], facts["clip_samples"], facts["seconds_per_step"]) == (RATE, 2 * RATE, 2.0 / 16)
+    assert (facts["sampling_rate"], facts["clip_samples"], facts["seconds_per_step"]) == (RATE, 2 * RATE, 2 / 32)
     assert facts["architecture"] == "HTSATForSoundEventDetection" and facts["clip_function"] == "sigmoid"
     assert facts["package"] == "modeling-htsat" and facts["package_version"]
     assert facts["front_end"]["hop_length"] == 320 and facts["front_end"]["short_clips"] == "repeat"
     decoding = facts["event_decoding"]
     for name in ("threshold", "stay_threshold", "max_gap_seconds", "min_event_seconds"):
         assert decoding[name] == [DECODING[name][label] for label in LABELS]
-    assert decoding["median_filter_steps"] == [1, 3, 3, 5, 1]
+    assert decoding["median_filter_steps"] == [1, 7, 3, 11, 1]
 
 
 # ── the predictor of the documentation ────────────────────────────────────────────────────────────────────────────────
@@ -317,7 +312,7 @@ def test_the_events_of_the_predictor_lie_within_shorter_and_longer_recordings(de
 
 
 def test_the_predictor_tags_with_a_classifier(tmp_path, make_sound):
-    model = make(HTSATForAudioClassification, problem_type="single_label_classification")
+    model = make(HTSATForAudioClassification, problem_type="single_label_classification", depths=(1,), num_heads=(1,))
     model.save_pretrained(tmp_path / "model")
     export_model(model, front_end_of(model), tmp_path / "model.onnx")
     path = write_sound(tmp_path / "x.wav", make_sound(2 * RATE))
@@ -391,7 +386,9 @@ def test_an_unknown_format_or_input_is_refused(detector, tmp_path, capsys):
     for values, words in (({"format": "tflite"}, "torch-export"), ({"input": "mp3"}, "waveform or features")):
         with pytest.raises(ValueError, match=words):
             export_model(model, extractor, tmp_path / "x.onnx", **values)
-    with pytest.raises(ValueError, match="a Linear came|A Linear came"):
+    with pytest.raises(ValueError, match=r"bfloat16 on cpu; `model.float"):
+        export_model(model.bfloat16(), extractor, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="A Linear came"):
         export_model(torch.nn.Linear(1, 1), extractor, tmp_path / "x.onnx")
 
 
