@@ -13,7 +13,6 @@ ALL = AugmentationArguments(
     mixup_alpha=0.5,
     time_masks=2,
     frequency_masks=2,
-    roll_time=True,
     max_speed_change=0.2,
     max_frequency_shift_bins=3,
     max_gain_db=6,
@@ -65,7 +64,7 @@ def test_evaluation_is_not_touched_even_after_a_training_batch(make_augmentation
 
 def test_the_batch_that_came_is_not_changed(make_augmentation, make_features):
     augmentation, _, _ = make_augmentation(
-        mixup_alpha=0.5, roll_time=True, max_speed_change=0.2, max_frequency_shift_bins=4, max_gain_db=6
+        mixup_alpha=0.5, max_speed_change=0.2, max_frequency_shift_bins=4, max_gain_db=6
     )
     inputs = {"input_features": make_features(3, CLIP_FRAMES), "labels": torch.rand(3, NUM_LABELS)}
     before = {name: values.clone() for name, values in inputs.items()}
@@ -282,31 +281,8 @@ def moved(augmentation, features: torch.Tensor, seed: int = 0, mask: torch.Tenso
     return augmentation.apply(inputs, NUM_LABELS, dice(seed))["input_features"]
 
 
-def test_a_roll_begins_elsewhere_and_loses_nothing(make_augmentation):
-    augmentation, _, _ = make_augmentation(roll_time=True)
-    frames = torch.arange(50.0)[None, :, None].expand(6, 50, 64)
-    begins = set()
-    for clip in moved(augmentation, frames)[..., 0]:
-        steps = clip.diff()
-        assert (torch.isclose(steps, torch.ones(()), atol=1e-3)).sum() >= 47  # of 49; the end meets the start
-        assert 0 <= clip.min() <= clip.max() <= 49
-        begins.add(round(float(clip[0]), 2))
-    assert len(begins) == 6
-
-
-def test_a_roll_only_shifts_the_phase_of_what_is_periodic(make_augmentation):
-    augmentation, _, _ = make_augmentation(roll_time=True)
-    angle = 2 * torch.pi * torch.arange(200.0) * 5 / 200
-    rolled = moved(augmentation, angle.sin()[None, :, None].expand(8, 200, 64))[..., 0]
-    spectrum = torch.fft.rfft(rolled).abs()
-    assert torch.allclose(spectrum[:, 5], torch.full((8,), 100.0), rtol=0.01)  # reading between frames takes a little
-    spectrum[:, 5] = 0
-    assert spectrum.max() < 1
-    assert rolled[:, 0].std() > 0.2
-
-
-def test_a_roll_keeps_to_the_length_of_each_clip(make_augmentation):
-    augmentation, _, _ = make_augmentation(roll_time=True, max_speed_change=0.3)
+def test_a_change_of_speed_keeps_to_the_length_of_each_clip(make_augmentation):
+    augmentation, _, _ = make_augmentation(max_speed_change=0.3)
     lengths = torch.tensor([40, 100, 1, 73])
     mask = (torch.arange(100) < lengths[:, None]).long()
     features = torch.where(mask.bool(), torch.arange(4.0)[:, None], torch.nan)[..., None].expand(4, 100, 64)
@@ -427,9 +403,3 @@ def test_it_works_in_bfloat16(make_model, make_features):
 def test_impossible_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         AugmentationArguments(**values)
-
-
-@pytest.mark.parametrize(("values", "moves"), [({}, False), ({"max_gain_db": 3.0}, False), ({"roll_time": True}, True)])
-def test_it_says_whether_events_would_be_elsewhere(values, moves):
-    assert AugmentationArguments(**values).moves_in_time is moves
-    assert AugmentationArguments(max_speed_change=0.1).moves_in_time

@@ -87,6 +87,28 @@ def test_events_are_repeated_with_the_sound_that_is_too_short(make_data_set, cro
             assert (target[loud < 0.2] == 0).all()
 
 
+@pytest.mark.parametrize("seconds", [0.7, 2.5, 6.0])
+def test_events_are_rolled_with_the_spectrogram(make_data_set, seconds):
+    """Again the targets agree with the frames that are loud, also where an event goes on at the start."""
+    row = beeping(seconds, 0.1 * seconds, 0.55 * seconds)
+    data_set = make_data_set([row], with_frames=True, crop_seconds=seconds)
+    whole, data_set.roll_time = data_set[0, 0].features, True
+    begins = set()
+    for draw in range(20):
+        example = data_set[0, draw]
+        first = next(n for n in range(len(whole)) if torch.equal(example.features, whole.roll(-n, 0)))
+        begins.add(first)
+        edges = np.array(data_set.config.step_edges(len(whole))) * RATE / data_set.config.hop_length
+        is_loud = (example.features.max(1).values > 0).numpy()
+        step = np.minimum(np.searchsorted(edges, np.arange(len(whole)), side="right") - 1, len(edges) - 2)
+        loud, target = np.bincount(step, is_loud) / np.bincount(step), example.frame_targets[:, 1]
+        assert (target[loud > 0.75] == 1).all()
+        assert (target[1:-1][loud[1:-1] < 0.2] == 0).all()  # a bit cut off at an end still marks its step
+        assert example.labels.tolist() == [0, 1, 0]
+    assert len(begins) > 15
+    assert torch.equal(data_set[0].features, whole)  # an evaluation hears it as it is
+
+
 def test_the_draw_alone_decides_the_crop(make_data_set):
     noise = np.random.default_rng(0).random(5 * RATE, np.float32) - 0.5
     data_set = make_data_set([make_row("noise", noise)])

@@ -158,6 +158,14 @@ def test_the_order_follows_from_the_data_seed_where_there_is_one(tmp_path):
     assert order(seed=3) == order(seed=4, data_seed=3) != order(seed=4)
 
 
+@pytest.mark.parametrize("roll_time", [True, False])
+def test_clips_begin_anywhere_where_augmentation_says_so(tmp_path, roll_time):
+    trainer = make_trainer(tmp_path, augmentation=AugmentationArguments(roll_time=roll_time))
+    first = next(iter(trainer.get_train_dataloader()))
+    trainer.train_dataset.roll_time = False
+    assert torch.equal(first["input_features"], next(iter(trainer.get_train_dataloader()))["input_features"]) != roll_time
+
+
 def test_with_another_data_set_it_is_trainer_itself(tmp_path, make_features):
     class Features(torch.utils.data.Dataset):
         def __len__(self):

@@ -295,8 +295,8 @@ def test_a_detector_learns_events_and_is_scored_by_them(tmp_path, preset, events
     assert model.config.problem_type == "multi_label_classification"
 
 
-def test_events_may_not_be_moved_in_time(tmp_path, preset, events):
-    options = {"corpus": "events", "roll_time": "true"}
+def test_events_may_be_rolled_and_not_stretched(tmp_path, preset, events):
+    options = {"corpus": "events", "roll_time": "true", "max_speed_change": 0.1}
     with pytest.raises(ValueError, match="learn_events: false"):
         run(tmp_path / "strong", preset, events, HTSATForSoundEventDetection, **options)
     weak = {**options, "learn_events": "false", "num_train_epochs": 1}

@@ -1,8 +1,9 @@
-"""Augmentation of spectrograms while training: moved and stretched, with stripes cut out, and mixed in pairs.
+"""Augmentation of spectrograms while training: stretched and moved, with stripes cut out, and mixed in pairs.
 
 What the paper does comes after the batch norm, inside the model: a stripe that is cut out is a stripe of the mean, and
 two clips are mixed as the normalised spectrograms that they are. A hook on `mel_norm` puts it there, so that the
-model itself knows no dice. What moves and stretches comes before.
+model itself knows no dice. What stretches and moves comes before; `roll_time`, which moves events along, is the data
+set's own.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class AugmentationArguments:
     frequency_masks: int = field(default=0, metadata={"help": "Stripes of frequency to cut out; paper: 2."})
     max_frequency_mask_bins: int = field(default=8, metadata={"help": "Highest of them, in mel bins."})
     roll_time: bool = field(
-        default=False, metadata={"help": "Begin anywhere in the clip and go on at its start. Not with strong labels."}
+        default=False, metadata={"help": "Begin anywhere in the clip and go on at its start; events move along."}
     )
     max_speed_change: float = field(
         default=0.0, metadata={"help": "Play faster or slower by up to this share, pitch kept. Not with strong labels."}
@@ -52,11 +53,6 @@ class AugmentationArguments:
         for name in (name for name in self.__dataclass_fields__ if name not in ("mixup_labels", "roll_time")):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
-
-    @property
-    def moves_in_time(self) -> bool:
-        """Whether events would no longer be where strong labels say."""
-        return self.roll_time or self.max_speed_change > 0
 
 
 class SpectrogramAugmentation:
@@ -104,17 +100,16 @@ class SpectrogramAugmentation:
         return plan_windows(self.config, lengths.clamp(min=1), frames).rows
 
     def _move(self, features: torch.Tensor, mask: torch.Tensor | None, random: np.random.Generator) -> torch.Tensor:
-        """Another beginning, speed, pitch and loudness for each clip `(batch, frames, mels)`."""
+        """Another speed, pitch and loudness for each clip `(batch, frames, mels)`."""
         arguments, (batch, frames, mels) = self.arguments, features.shape
 
         def dice() -> torch.Tensor:
             return torch.from_numpy(random.random((batch, 1), dtype=np.float32))
 
-        begin, speed, shift, gain = dice(), dice(), dice(), dice()  # always all, so that one does not move the others
-        if arguments.moves_in_time:
+        speed, shift, gain = dice(), dice(), dice()  # always all, so that one does not move the others
+        if arguments.max_speed_change:
             length = mask.sum(1, keepdim=True).cpu() if mask is not None else torch.full((batch, 1), frames)
             place = torch.arange(frames) * (1 + arguments.max_speed_change * (2 * speed - 1))
-            place = place + begin * length * arguments.roll_time
             features = _read_between(features, (place % length).to(features.device), length.to(features.device))
         if arguments.max_frequency_shift_bins:
             bins = ((2 * shift - 1) * (arguments.max_frequency_shift_bins + 0.5)).round()

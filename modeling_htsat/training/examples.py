@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 NOT_KNOWN = -100  # class index of a clip without labels; values of several labels are NaN
 BYTES_PER_NUMBER = 4
+ROLL = 2  # so that a draw decides where a clip begins apart from what else it decides
 
 
 @dataclass
@@ -66,6 +67,9 @@ class ClipDataset(Dataset[Example]):
         roll_samples: begin so many samples later, and go on with what was left out: a shift for evaluation.
         cache_gib: keep the spectrograms of clips that are heard whole in memory, up to here.
         keep_waveforms: hand on the samples too, for a teacher.
+
+    With `roll_time`, as `HTSATTrainer` sets it, a clip for training begins anywhere and goes on at its start, and its
+    events move along.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class ClipDataset(Dataset[Example]):
         self.crop_samples = round((crop_seconds or window_seconds) * config.sampling_rate)
         self.with_frames, self.roll_samples = with_frames, roll_samples
         self.labels_follow_events = learn_events and not self.is_single_label
-        self.keep_waveforms = keep_waveforms
+        self.keep_waveforms, self.roll_time = keep_waveforms, False
         self._cache: dict[int, Sound] = {}
         self._cache_room = int(cache_gib * 2**30)
 
@@ -104,10 +108,12 @@ class ClipDataset(Dataset[Example]):
         except AudioError as error:
             logger.warning(f"{row['video_id']} is left out: {error}")
             return self._unknown(row["video_id"], draw)
-        events = self._events_in(sound, row)
+        features, events = sound.features, self._events_in(sound, row)
         names = _names_of(row, events if sound.is_cut and self.labels_follow_events else None)
-        frame_targets = self._frame_targets(events, len(sound.features)) if self.with_frames else None
-        return Example(row["video_id"], sound.features, self._labels(names, row), frame_targets, draw, sound.waveform)
+        if self.roll_time and draw is not None:
+            features, events = self._roll(features, events, draw)
+        frame_targets = self._frame_targets(events, len(features)) if self.with_frames else None
+        return Example(row["video_id"], features, self._labels(names, row), frame_targets, draw, sound.waveform)
 
     def class_indices(self) -> list[list[int]]:
         """The classes of every clip, for balanced sampling."""
@@ -156,6 +162,18 @@ class ClipDataset(Dataset[Example]):
         period = self.extractor.num_frames(sound.num_samples) * self.config.hop_length / rate
         repeats = self.extractor.num_repeats(sound.num_samples)
         return _moved(events, [index * period for index in range(repeats)], repeats * period)
+
+    def _roll(
+        self, features: torch.Tensor, events: list[dict[str, Any]] | None, draw: int
+    ) -> tuple[torch.Tensor, list[dict[str, Any]] | None]:
+        """Another beginning; an event that the new end cuts through goes on at the new start."""
+        frames = len(features)
+        first = int(np.random.default_rng((draw, ROLL)).integers(frames))
+        features = features.roll(-first, 0)
+        if events is None:
+            return features, None
+        start, period = (number * self.config.hop_length / self.config.sampling_rate for number in (first, frames))
+        return features, _moved(events, [-start, period - start], period)
 
     def _frame_targets(self, events: list[dict[str, Any]] | None, num_frames: int) -> np.ndarray:
         num_steps = self.config.num_steps_of(num_frames)

@@ -324,10 +324,10 @@ def make_data_sets(
         )
         if corpus.rows.group_sizes is None:
             data_sets[name].refuse_unknown_labels()
-    if data_sets["train"].with_frames and arguments.augmentation.moves_in_time:
+    if data_sets["train"].with_frames and arguments.augmentation.max_speed_change:
         raise ValueError(
-            "roll_time and max_speed_change move sounds away from where strong labels say that they are; switch them "
-            "off, or learn from clip labels alone: learn_events: false."
+            "max_speed_change moves sounds away from where strong labels say that they are; set it to 0, or learn from "
+            "clip labels alone: learn_events: false."
         )
     return data_sets
 

@@ -126,6 +126,8 @@ class HTSATTrainer(Trainer):
             )
         self.teacher, self.bad_clips = teacher, set[str]()
         self.augmentation = None if augmentation is None else SpectrogramAugmentation(augmentation, self.model)
+        if augmentation is not None and isinstance(self.train_dataset, ClipDataset):
+            self.train_dataset.roll_time = augmentation.roll_time
         if self.args.synchronised_batch_norm:
             synchronise_mel_norm(self.model)
         self._num_clips_seen = 0
