@@ -22,6 +22,7 @@ from modeling_htsat import load_audio
 from modeling_htsat.metrics import clip_metrics_for_trainer
 from modeling_htsat.training.averaging import EMACallback
 from modeling_htsat.training.corpora import load_corpus
+from modeling_htsat.training.muon import make_muon
 from modeling_htsat.training.reporting import format_results_table, report_progress, write_results
 from modeling_htsat.training.runs import parse_run
 
@@ -89,6 +90,10 @@ def main():
         eval_dataset=sets["validation"],
         compute_metrics=metrics,
         callbacks=[ema],
+    )
+    rates = {"muon_rate": training.muon_learning_rate, "adamw_rate": training.learning_rate}
+    trainer.optimizer = make_muon(
+        model, trainer.get_decay_parameter_names(model), **rates, weight_decay=training.weight_decay
     )
     report_progress(trainer)
     trainer.train()
