@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Two cores are busier with two test processes of one thread than with one of two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all check style cards docs clean
+.PHONY: demo test test-all check style bench cards docs clean
 
 demo: $(READY)
 	$(BIN)/python training_scripts/run_demo.py --output demo_output
@@ -29,6 +29,11 @@ style: $(READY)
 
 cards: $(READY)
 	$(BIN)/htsat card model_cards/*/
+
+# About 25 minutes on two cores, which should have nothing else to do; peers to compare with are installed first.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m benchmarks.speed
 
 # The site, in build/site; mkdocs is not among what the other words install.
 docs: $(READY)

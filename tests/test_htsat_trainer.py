@@ -163,7 +163,9 @@ def test_clips_begin_anywhere_where_augmentation_says_so(tmp_path, roll_time):
     trainer = make_trainer(tmp_path, augmentation=AugmentationArguments(roll_time=roll_time))
     first = next(iter(trainer.get_train_dataloader()))
     trainer.train_dataset.roll_time = False
-    assert torch.equal(first["input_features"], next(iter(trainer.get_train_dataloader()))["input_features"]) != roll_time
+    assert (
+        torch.equal(first["input_features"], next(iter(trainer.get_train_dataloader()))["input_features"]) != roll_time
+    )
 
 
 def test_with_another_data_set_it_is_trainer_itself(tmp_path, make_features):

@@ -358,16 +358,19 @@ def test_folds_and_seeds_are_runs_whose_scores_are_averaged(tmp_path, preset):
     results = json.loads((tmp_path / "runs" / "results.json").read_text())
     names = ["fold-1-seed-5", "fold-1-seed-6", "fold-3-seed-5", "fold-3-seed-6"]
     assert sorted(results["runs"]) == names
-    values = []
+    values, seconds = [], 0.0
     for name in names:
         of_run = json.loads((tmp_path / "runs" / name / "results.json").read_text())
         assert of_run["seed"] == int(name[-1])
         assert f"fold={name[5]}" in of_run["data"]["options"]
         values.append(of_run["metrics"]["test_accuracy"])
+        seconds += of_run["duration_seconds"]
     assert means["test_accuracy"] == pytest.approx(np.mean(values))
     assert means["test_accuracy_deviation"] == pytest.approx(np.std(values, ddof=1))
     again = run(tmp_path / "runs", preset, tmp_path / "esc", **options)
     assert again["test_accuracy"] == pytest.approx(means["test_accuracy"])
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert results["duration_seconds"] == pytest.approx(seconds, abs=1)  # of the runs, though they were finished before
 
 
 # ── the scripts ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -118,13 +118,13 @@ def run_all(model_class: type[PreTrainedModel], arguments: RunArguments) -> dict
     seeds = arguments.data.seeds or [arguments.training.seed]
     if len(folds) * len(seeds) == 1:
         return run_once(model_class, _for_fold(arguments, folds[0], seeds[0], None))
-    whole, started = Path(arguments.training.output_dir), time.time()
-    scores = {}
+    whole, scores = Path(arguments.training.output_dir), {}
     for fold, seed in product(folds, seeds):
         name = "-".join([*([f"fold-{fold}"] if fold is not None else []), f"seed-{seed}"])
         scores[name] = run_once(model_class, _for_fold(arguments, fold, seed, whole / name))
     means = _means(list(scores.values()))
     if arguments.training.should_save:
+        results = [json.loads((whole / name / RESULTS_FILE).read_text(encoding="utf-8")) for name in scores]
         write_results(
             whole / RESULTS_FILE,
             means,
@@ -132,7 +132,7 @@ def run_all(model_class: type[PreTrainedModel], arguments: RunArguments) -> dict
             arguments=arguments,
             seed=None,
             model=arguments.model.model,
-            started=started,
+            started=time.time() - sum(result["duration_seconds"] for result in results),  # of all, whenever they ran
             runs=scores,
         )
     return means

@@ -1,0 +1,1 @@
+"""How fast is the model, beside peers that pip installs and beside what the machine could do?"""
