@@ -1,5 +1,6 @@
 """Small models, made-up sounds and quiet surroundings: what every test file shares."""
 
+import logging
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs a network
@@ -8,10 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as transformers_logging
 
 from modeling_htsat import HTSATConfig, HTSATFeatureExtractor
 
 torch.set_num_threads(1)  # tests are small, and share their machine
+VERBOSITY = transformers_logging.get_verbosity()
 
 # Four stages of 32, 16, 8 and 4 tokens a side under windows of 4: the first two have a shifted block, the last is one
 # window. 256 frames a window, 2 folds, 2 bins x 8 steps, 5 classes.
@@ -31,6 +35,22 @@ PAPER = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "num
 def seed():
     """Every test starts from the same random state, in whatever order they run."""
     torch.manual_seed(20220523)
+
+
+@pytest.fixture(autouse=True)
+def talkative():
+    """What commands silence for their own process is as it was for every test: defaults of Trainer depend on it."""
+    _make_talkative()  # fixtures of whole modules call commands too
+    yield
+    _make_talkative()
+
+
+def _make_talkative():
+    transformers_logging.set_verbosity(VERBOSITY)
+    transformers_logging.enable_progress_bar()
+    logging.captureWarnings(False)
+    logging.getLogger("modeling_htsat.pipeline_htsat").setLevel(logging.NOTSET)
+    hub_logging.set_verbosity_warning()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import json
-import logging
 import os
 import pty
 import re
@@ -24,9 +23,7 @@ import soundfile
 import torch
 from conftest import SMALL, enliven
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import logging as hub_logging
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, pipeline
-from transformers.utils import logging as transformers_logging
 
 from modeling_htsat import (
     HTSATAudioClassificationPipeline,
@@ -101,18 +98,6 @@ def htsat(capsys):
         return (status, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def talkative():
-    """What the command silences for its own process is as it was for the tests that follow."""
-    verbosity = transformers_logging.get_verbosity()
-    yield
-    transformers_logging.set_verbosity(verbosity)
-    transformers_logging.enable_progress_bar()
-    logging.captureWarnings(False)
-    logging.getLogger("modeling_htsat.pipeline_htsat").setLevel(logging.NOTSET)
-    hub_logging.set_verbosity_warning()
 
 
 @pytest.fixture
