@@ -468,12 +468,13 @@ def test_a_run_that_pushes_ends_with_its_scores_on_the_hub(save, tmp_path, monke
 
 
 @pytest.mark.parametrize("while_training", [False, True])
-def test_what_is_pushed_has_this_card_under_its_name_on_the_hub(while_training, save, monkeypatch):
+def test_what_is_pushed_has_its_code_and_this_card_under_its_name_on_the_hub(while_training, save, monkeypatch):
     folder, model = save("tones")
     pushed = []
 
     def upload_folder(folder_path, **options):
         pushed.append((Path(folder_path) / "README.md").read_text(encoding="utf-8"))
+        assert (Path(folder_path) / "modeling_htsat.py").is_file()  # which config.json names
         return SimpleNamespace(is_done=lambda: True)
 
     monkeypatch.setattr(transformers_trainer, "hf_api", lambda: SimpleNamespace(upload_folder=upload_folder))
@@ -481,6 +482,8 @@ def test_what_is_pushed_has_this_card_under_its_name_on_the_hub(while_training, 
     trainer.hub_model_id, trainer.push_in_progress = "someone/tones", None  # as `init_hf_repo` sets them
     if while_training:
         shutil.copytree(folder, folder / "checkpoint-1")
+        for code in folder.glob("*.py"):
+            code.unlink()  # nothing has been saved here yet
         trainer.state.epoch = 1.0
         trainer._push_from_checkpoint(str(folder / "checkpoint-1"))
     else:

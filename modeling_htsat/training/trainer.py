@@ -5,6 +5,7 @@ as one, keeps the paper's schedule if asked, goes on past clips that cannot be d
 With another data set than `ClipDataset` it is, but for the card, Trainer itself.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,7 +275,11 @@ class HTSATTrainer(Trainer):
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.create_model_card()  # what is pushed while it trains would have none
+        """Push what Trainer does, and what it leaves behind: the card, and the code that config.json names."""
+        self.create_model_card()
+        if self.is_world_process_zero():
+            for code in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(code, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 
 
