@@ -36,6 +36,10 @@ from .hub_htsat import CARD_FILE, EXTRACTOR_FILE, HTSATHubMixin, add_tags
 
 MASKED_BIAS = -100.0  # what the authors add between tokens that are neighbours only through the cyclic shift
 CUBIC_A = -0.75  # the constant of PyTorch's bicubic interpolation
+# Beyond 32 MB, the C library maps memory anew for every tensor, and each 4 KB of it costs a page fault. An MLP holds
+# four times as many numbers as its tokens.
+NUMBERS_AT_ONCE = 2**20
+CONVOLUTIONS_ARE_FAST = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 
 # ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,6 +162,20 @@ class HTSATIndexes(nn.Module):
     def register_indexes(self):
         for name, values in self.make_indexes().items():
             self.register_buffer(name, values, persistent=False)
+
+
+def is_eager(tensor: torch.Tensor) -> bool:
+    """Whether PyTorch runs this as it stands, on a processor: compilers and exporters know better by themselves."""
+    return tensor.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def join_parts(parts: Sequence[Any]) -> Any:
+    """Concatenate what the parts of a batch returned: tensors, or equally long tuples of them."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)
+    return tuple(join_parts(tensors) for tensors in zip(*parts, strict=True))
 
 
 # ── from the spectrogram to tokens ────────────────────────────────────────────────────────────────────────────────────
@@ -290,6 +308,30 @@ def eager_attention_forward(
     return (dropped @ value).transpose(1, 2), probabilities
 
 
+class HTSATLinear(nn.Linear):
+    """`nn.Linear`, where PyTorch runs it on a processor as a convolution of one pixel: the same sums in less time.
+
+    PyTorch leaves float32 products to MKL, which on processors other than Intel's does without AVX-512, and
+    convolutions to oneDNN, which writes its own machine code: on an AMD EPYC twice as fast (`benchmarks/README.md`).
+    """
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if not self._suits_convolution(tokens):
+            return super().forward(tokens)
+        num_tokens = tokens.numel() // self.in_features
+        side = 8 if num_tokens >= 1024 else 4
+        if num_tokens < 16 * side**2 or num_tokens % side**2:  # with one thread, fewer than 16 images are slow
+            return super().forward(tokens)
+        images = tokens.reshape(-1, side, side, self.in_features).permute(0, 3, 1, 2)  # stays as it is in memory
+        images = F.conv2d(images, self.weight[:, :, None, None], self.bias)
+        return images.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], self.out_features)
+
+    def _suits_convolution(self, tokens: torch.Tensor) -> bool:
+        is_plain = type(self.weight) is nn.Parameter  # neither sharded nor quantized
+        is_float32 = tokens.dtype == self.weight.dtype == torch.float32
+        return CONVOLUTIONS_ARE_FAST and torch.backends.mkldnn.enabled and is_plain and is_float32 and is_eager(tokens)
+
+
 class HTSATAttention(nn.Module):
     """Multi-head self-attention among the tokens of each window, with a learned bias per distance."""
 
@@ -301,8 +343,8 @@ class HTSATAttention(nn.Module):
         self.dropout_prob = config.attention_probs_dropout_prob
         self.is_causal = False
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
-        self.projection = nn.Linear(dim, dim)
+        self.qkv = HTSATLinear(dim, 3 * dim, bias=config.qkv_bias)
+        self.projection = HTSATLinear(dim, dim)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -323,9 +365,9 @@ class HTSATAttention(nn.Module):
 class HTSATMLP(nn.Module):
     def __init__(self, config: HTSATConfig, dim: int):
         super().__init__()
-        self.up = nn.Linear(dim, int(dim * config.mlp_ratio))
+        self.up = HTSATLinear(dim, int(dim * config.mlp_ratio))
         self.activation = ACT2FN[config.hidden_act]
-        self.down = nn.Linear(int(dim * config.mlp_ratio), dim)
+        self.down = HTSATLinear(int(dim * config.mlp_ratio), dim)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -378,7 +420,7 @@ class HTSATPatchMerging(nn.Module):
     def __init__(self, config: HTSATConfig, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=config.layer_norm_eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = HTSATLinear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         squares = tokens.unflatten(1, (-1, 4)).flatten(2)  # (windows, tokens / 4, 4 * dim)
@@ -401,15 +443,23 @@ class HTSATStage(nn.Module):
         self.merge = nn.Identity() if is_last else HTSATPatchMerging(config, config.stage_dims[stage])
 
     def forward(
-        self, tokens: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-        """The tokens for the next stage, those before the merge, and the attentions asked for."""
+        self, tokens: torch.Tensor, output_attentions: bool = False, output_hidden_states: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """The tokens for the next stage, those before the merge and the attentions, both if asked for."""
+        parts: Sequence[torch.Tensor] = [tokens]
+        if is_eager(tokens) and not torch.is_grad_enabled():  # gradients would keep all parts in memory anyway
+            parts = tokens.split(max(1, NUMBERS_AT_ONCE // tokens[0].numel()))
+        return join_parts([self.run_blocks(part, output_attentions, output_hidden_states) for part in parts])
+
+    def run_blocks(
+        self, tokens: torch.Tensor, output_attentions: bool, output_hidden_states: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         attentions: tuple[torch.Tensor, ...] = ()
         for block in self.blocks:
             tokens, attention = block(tokens, self.windowing, output_attentions)
             if output_attentions:
                 attentions += (self.windowing.to_row_order(attention),)
-        return self.merge(tokens), tokens, attentions
+        return self.merge(tokens), (tokens,) if output_hidden_states else (), attentions
 
 
 class HTSATTimeMap(HTSATIndexes):
@@ -608,7 +658,7 @@ class HTSATModel(HTSATPreTrainedModel):
             starts = first_steps * self.config.frames_per_step
             windows = read_windows(spectrograms, num_frames, rows, starts, self.config.clip_frames)
             passes.append(self.encode(windows, output_attentions, output_hidden_states))
-        maps, hidden_states, attentions = (join_passes(parts) for parts in zip(*passes, strict=True))
+        maps, hidden_states, attentions = join_parts(passes)
         feature_map = join_windows(maps, plan, self.config.num_steps - self.config.overlap_steps)
         step_mask = torch.arange(plan.total_steps, device=maps.device) < plan.step_counts[:, None]
         return HTSATModelOutput(
@@ -628,10 +678,9 @@ class HTSATModel(HTSATPreTrainedModel):
         tokens = self.patch_embed(images.to(self.patch_embed.projection.weight.dtype))
         hidden_states, attentions = (self._as_image(tokens),) if output_hidden_states else (), ()
         for stage in self.stages:
-            tokens, before_merge, stage_attentions = stage(tokens, output_attentions)
+            tokens, before_merge, stage_attentions = stage(tokens, output_attentions, output_hidden_states)
+            hidden_states += tuple(self._as_image(hidden) for hidden in before_merge)
             attentions += stage_attentions
-            if output_hidden_states:
-                hidden_states += (self._as_image(before_merge),)
         return self.time_map(self.norm(tokens)), hidden_states, attentions
 
     def _as_image(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -662,13 +711,6 @@ class HTSATModel(HTSATPreTrainedModel):
                 f"{tuple(input_features.shape[:2])}, is needed. Pass on the one that the feature extractor returned."
             )
         return attention_mask.long().sum(1).clamp(min=1)
-
-
-def join_passes(parts: Sequence[Any]) -> Any:
-    """Concatenate what several passes returned: tensors, or equally long tuples of them."""
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-    return tuple(join_passes(tensors) for tensors in zip(*parts, strict=True))
 
 
 # ── heads ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
