@@ -446,10 +446,13 @@ class HTSATStage(nn.Module):
         self, tokens: torch.Tensor, output_attentions: bool = False, output_hidden_states: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """The tokens for the next stage, those before the merge and the attentions, both if asked for."""
-        parts: Sequence[torch.Tensor] = [tokens]
-        if is_eager(tokens) and not torch.is_grad_enabled():  # gradients would keep all parts in memory anyway
-            parts = tokens.split(max(1, NUMBERS_AT_ONCE // tokens[0].numel()))
+        parts = tokens.split(max(1, NUMBERS_AT_ONCE // tokens[0].numel())) if self._goes_in_parts(tokens) else [tokens]
         return join_parts([self.run_blocks(part, output_attentions, output_hidden_states) for part in parts])
+
+    def _goes_in_parts(self, tokens: torch.Tensor) -> bool:
+        """Not where gradients keep all parts in memory anyway, as they do without activation checkpointing."""
+        is_checkpointed = self.training and self.blocks[0].gradient_checkpointing
+        return is_eager(tokens) and (is_checkpointed or not torch.is_grad_enabled())
 
     def run_blocks(
         self, tokens: torch.Tensor, output_attentions: bool, output_hidden_states: bool

@@ -130,3 +130,20 @@ def test_what_keeps_gradients_is_never_cut_into_parts(make_model, make_features,
     model.stages[0].blocks[0].register_forward_hook(lambda _, inputs, output: calls.append(len(inputs[0])))
     model(make_features(3, 256))
     assert calls == [3]
+
+
+def test_activation_checkpointing_goes_in_parts_and_changes_neither_loss_nor_gradients(
+    make_model, make_features, monkeypatch
+):
+    labels, calls, results = torch.rand(3, 5, generator=torch.Generator().manual_seed(2)), [], []
+    for numbers_at_once in (2**40, 1):
+        monkeypatch.setattr(module, "NUMBERS_AT_ONCE", numbers_at_once)
+        model = make_model(HTSATForSoundEventDetection, num_labels=5, drop_path_rate=0).train()
+        model.gradient_checkpointing_enable()
+        model.htsat.stages[0].blocks[0].register_forward_hook(lambda _, inputs, output: calls.append(len(inputs[0])))
+        loss = model(make_features(3, 256), labels=labels).loss
+        loss.backward()
+        results.append([loss, *(weight.grad for weight in model.parameters())])
+    assert calls in ([3, 1, 1, 1], [3, 3, 1, 1, 1, 1, 1, 1])  # hooks may run once more when a part is recomputed
+    for whole, in_parts in zip(*results, strict=True):
+        torch.testing.assert_close(in_parts, whole, atol=1e-5, rtol=1e-4)
