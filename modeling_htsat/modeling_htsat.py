@@ -16,7 +16,7 @@ shift, which is one gather.
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,6 +215,21 @@ def read_windows(
         frame = (left.long() + tap - 1).clamp(min=0).minimum(last_frame)
         windows = windows + weights[..., tap, None] * all_frames[offset + frame]
     return windows  # (windows, frames, mels)
+
+
+class HTSATMelNorm(nn.BatchNorm1d):
+    """Batch norm over mel bands that stays in float32 when a model is made one of half precision.
+
+    Decibels from -100 to 60 lose up to 0.25 dB in bfloat16, and a band in which a checkpoint never heard anything
+    multiplies its mean's rounding by 300.
+    """
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "HTSATMelNorm":
+        def keep_precision(values: torch.Tensor) -> torch.Tensor:
+            changed = fn(values)
+            return values.to(changed.device) if changed.dtype in (torch.float16, torch.bfloat16) else changed
+
+        return super()._apply(keep_precision, recurse)
 
 
 def fold_time_into_frequency(spectrograms: torch.Tensor, num_folds: int) -> torch.Tensor:
@@ -578,8 +593,8 @@ class HTSATPreTrainedModel(HTSATHubMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["HTSATModel"]  # 30 M parameters fit anywhere whole
-    # Decibels from -100 to 60 lose up to 0.25 dB in bfloat16, so they are normalised in float32. These are the first
-    # parameters: `model.dtype` says float32 for a half-precision model, so that pipelines leave its features alone.
+    # The same when a checkpoint is loaded in half precision. These are the first parameters: `model.dtype` says float32
+    # for a half-precision model, so that pipelines leave its features alone.
     _keep_in_fp32_modules_strict = ["mel_norm"]
     # Our losses are means already. Without this, Trainer divides by the number of items once more, and the loss grows
     # with gradient accumulation and with the number of processes.
@@ -602,6 +617,11 @@ class HTSATPreTrainedModel(HTSATHubMixin, PreTrainedModel):
             self._save_extractor(Path(save_directory))
         kwargs["push_to_hub"] = kwargs.get("push_to_hub", False) and is_main_process
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        # transformers names the type of the first parameters, which stay float32, and would load all as such.
+        last_dtype = list(self.parameters())[-1].dtype
+        if is_main_process and last_dtype != self.dtype:
+            self.config.dtype = str(last_dtype).removeprefix("torch.")
+            self.config.save_pretrained(save_directory)
 
     def _save_extractor(self, folder: Path):
         """What the model knows of its front end; an extractor that is there already decides on the rest."""
@@ -627,7 +647,7 @@ class HTSATModel(HTSATPreTrainedModel):
 
     def __init__(self, config: HTSATConfig):
         super().__init__(config)
-        self.mel_norm = nn.BatchNorm1d(config.num_mel_bins)
+        self.mel_norm = HTSATMelNorm(config.num_mel_bins)
         self.patch_embed = HTSATPatchEmbeddings(config)
         self.stages = nn.ModuleList(HTSATStage(config, stage) for stage in range(len(config.depths)))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

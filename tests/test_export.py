@@ -386,7 +386,7 @@ def test_an_unknown_format_or_input_is_refused(detector, tmp_path, capsys):
     for values, words in (({"format": "tflite"}, "torch-export"), ({"input": "mp3"}, "waveform or features")):
         with pytest.raises(ValueError, match=words):
             export_model(model, extractor, tmp_path / "x.onnx", **values)
-    with pytest.raises(ValueError, match=r"bfloat16 on cpu; `model.float"):
+    with pytest.raises(ValueError, match=r"bfloat16 on cpu and float32 on cpu; `model.float"):
         export_model(model.bfloat16(), extractor, tmp_path / "x.onnx")
     with pytest.raises(ValueError, match="A Linear came"):
         export_model(torch.nn.Linear(1, 1), extractor, tmp_path / "x.onnx")

@@ -1,6 +1,7 @@
 """The model computes what a plain Swin computes, on recordings of any length, under every way to load and to run it."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -880,6 +881,7 @@ def test_attention_that_cannot_take_the_position_bias_is_refused(make_config, im
         HTSATModel._from_config(make_config(), attn_implementation=implementation)
 
 
+# `gradient_checkpointing...` are the names that every transformers before 6 knows; `activation_...` came with 5.23.
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activation_checkpointing_changes_neither_loss_nor_gradients(make_model, make_features, use_reentrant):
     results = []
@@ -887,8 +889,8 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients(make_model,
     for is_checkpointed in (False, True):
         model = make_model(HTSATForSoundEventDetection, drop_path_rate=0.4, hidden_dropout_prob=0.2).train()
         if is_checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
-            assert model.is_activation_checkpointing
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            assert model.is_gradient_checkpointing
         torch.manual_seed(5)
         output = model(make_features(2, 300), labels=labels)
         output.loss.backward()
@@ -900,7 +902,7 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradients(make_model,
 
 def test_activation_checkpointing_recomputes_every_block(make_model, make_features):
     model = make_model(HTSATForAudioClassification).train()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     calls = []
     for stage in model.htsat.stages:
         for block in stage.blocks:
@@ -1288,3 +1290,36 @@ def test_mixed_single_labels_that_are_missing_are_left_out(missing):
     logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.1]])
     labels = torch.tensor([[0.7, 0.2, 0.1], [missing] * 3])
     assert torch.equal(module.single_label_loss(logits, labels), module.single_label_loss(logits[:1], labels[:1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_made_one_of_half_precision_normalises_decibels_in_float32(make_model, make_features, dtype):
+    model = make_model(HTSATForSoundEventDetection)
+    model.htsat.mel_norm.running_var[::3] = 0  # bands in which a checkpoint never heard anything
+    model.htsat.mel_norm.running_mean[::3] = -99.99
+    features = make_features(2, 256)
+    features[..., ::3] = -100
+    with torch.no_grad():
+        exact = model(features).logits.sigmoid()
+        for half in (copy.deepcopy(model).to(dtype), copy.deepcopy(model).double().to(dtype)):
+            assert half.htsat.mel_norm.weight.dtype in (torch.float32, torch.float64)
+            assert half.htsat.patch_embed.projection.weight.dtype == dtype
+        half = copy.deepcopy(model).to(dtype)
+        torch.testing.assert_close(half(features).logits.sigmoid().float(), exact, atol=0.02, rtol=0)
+    assert model.double().htsat.mel_norm.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", MODEL_CLASSES)
+def test_a_saved_model_of_half_precision_loads_as_one(make_model, tmp_path, kind):
+    make_model(kind).save_pretrained(tmp_path / "whole")
+    kind.from_pretrained(tmp_path / "whole", dtype=torch.float16).save_pretrained(tmp_path / "half")
+    make_model(kind).half().save_pretrained(tmp_path / "made half")
+    for name in ("half", "made half"):
+        dtypes = {weight: values.dtype for weight, values in kind.from_pretrained(tmp_path / name).named_parameters()}
+        assert {weight for weight, dtype in dtypes.items() if dtype == torch.float32} == {
+            weight for weight in dtypes if "mel_norm" in weight
+        }
+    config = json.loads((tmp_path / "half" / "config.json").read_text(encoding="utf-8"))
+    whole = json.loads((tmp_path / "whole" / "config.json").read_text(encoding="utf-8"))
+    assert config.pop("dtype") == "float16" and whole.pop("dtype") == "float32"
+    assert config == whole
