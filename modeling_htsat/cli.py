@@ -23,6 +23,7 @@ COMMANDS = (
     ("evaluate", "score detections against the truth", ".commands.evaluate"),
     ("publish", "put a model on the Hub, with its code and its card", ".commands.publish"),
     ("export", "make one file of a model that runs without this package", ".commands.export"),
+    ("demo", "show a page that hears recordings and the microphone", ".commands.demo"),
     ("soundscapes", "make a synthetic benchmark: events over noise, with their truth", ".soundscapes.data_set"),
     ("prepare", "bring a data set into the shape that training reads quickly", ".training.prepare"),
     ("card", "render the README.md of a model anew from what lies in its folder", ".commands.card"),
