@@ -335,10 +335,10 @@ def _matched_rows(rows: np.ndarray, columns: np.ndarray, num_rows: int, num_colu
     """Which rows have a partner in a matching with as many pairs as possible."""
     if not rows.size:
         return np.zeros(num_rows, dtype=bool)
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_matrix  # of a `csr_array`, scipy before 1.15 refuses the 64-bit indices
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    graph = csr_array((np.ones(rows.size, dtype=bool), (rows, columns)), shape=(num_rows, num_columns))
+    graph = csr_matrix((np.ones(rows.size, dtype=bool), (rows, columns)), shape=(num_rows, num_columns))
     return maximum_bipartite_matching(graph, perm_type="column") >= 0
 
 

@@ -355,7 +355,7 @@ TRAININGS: list[dict[str, Any]] = [
     },
     {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 1e-5}, "optim": "sgd"},
     {"accelerator_config": {"even_batches": False, "gradient_accumulation_kwargs": {"sync_each_batch": True}}},
-    {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}},
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     {"gradient_checkpointing": True, "torch_compile_mode": "default", "disable_tqdm": True, "bf16": True},
     {"report_to": ["tensorboard"], "debug": "underflow_overflow", "label_names": ["labels", "frame_targets"]},
     {
@@ -405,3 +405,23 @@ def test_what_no_recipe_can_say_is_written_as_a_comment(tmp_path):
 def test_a_recipe_is_written_whole(tmp_path):
     write_recipe(tmp_path / "recipe.yaml", [DataArguments("clips")])
     assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+# ── damaged files ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("corpus: a\npooling: {a: &a {x: 1}, b: *a}", "no references"),
+        ("pooling: &a {x: *a}", "no references"),
+        ("pooling: " + "{a: " * 900 + "1" + "}" * 900, "brackets in brackets"),
+        ("fold: " + "[" * 20_000, "brackets in brackets"),
+        ("fold: " + "9" * 200_000, "fold in line 1"),
+    ],
+    ids=["reference", "itself", "tables", "lists", "long"],
+)
+def test_a_recipe_without_end_is_refused_in_one_short_sentence(text, problem, write):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml") as caught:
+        recipe_values(write(text), [DataArguments])
+    assert problem in str(caught.value) and len(str(caught.value)) < 1100

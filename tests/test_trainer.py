@@ -182,9 +182,9 @@ def test_activation_checkpointing_trains_to_the_same_losses(make_model, make_tra
     losses = []
     for is_checkpointed in (False, True):
         model = make_model(model_class, problem_type="multi_label_classification", drop_path_rate=0.3)
-        trainer = make_trainer(model, clips(labels=(5,)), max_steps=3, activation_checkpointing=is_checkpointed)
+        trainer = make_trainer(model, clips(labels=(5,)), max_steps=3, gradient_checkpointing=is_checkpointed)
         trainer.train()
-        assert model.is_activation_checkpointing is is_checkpointed
+        assert model.is_gradient_checkpointing is is_checkpointed
         losses.append(losses_of(trainer))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -194,7 +194,7 @@ def test_a_model_trained_by_trainer_still_runs_and_its_configuration_is_its_own(
 ):
     model = make_model(HTSATForAudioClassification, problem_type="multi_label_classification")
     known = set(model.config.to_dict())
-    trainer = make_trainer(model, clips(labels=(5,)), max_steps=1, activation_checkpointing=True)
+    trainer = make_trainer(model, clips(labels=(5,)), max_steps=1, gradient_checkpointing=True)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     written = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..tables import write_whole
+from ..tables import in_one_line, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,12 @@ ORDER = "Flags override the recipe, and the recipe overrides the defaults."
 WITHOUT_FLAG = frozenset({"liger_kernel_config", "optim_target_modules", "parallelism_config"})
 # HfArgumentParser takes one member of a union, here the wrong one: one service for results, a yes or no for counting.
 FLAG_TYPES: Mapping[str, Any] = {"report_to": list[str], "include_num_input_tokens_seen": str}
-# Never written: what a launcher sets for each process, secrets, and old names that mirror new ones.
-NEVER_WRITTEN = frozenset({"local_rank", "gradient_checkpointing", "gradient_checkpointing_kwargs"})
+NEVER_WRITTEN = frozenset({"local_rank"})  # what a launcher sets for each process
+# Not written where transformers knows the new name, which is from 5.23 on: there, the old name mirrors it.
+RENAMED: Mapping[str, str] = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 # Fields of TrainingArguments that are not their own default once an instance is made: the default, what becomes of it.
 SETTLED: Mapping[str, tuple[Any, Any]] = {
     "output_dir": (None, "trainer_output"),
@@ -53,7 +57,10 @@ ONE_LINE: Mapping[str, Any] = {"default_flow_style": True, "allow_unicode": True
 
 
 class RecipeError(ValueError):
-    """What is wrong with a recipe or with the flags, in one sentence."""
+    """What is wrong with a recipe or with the flags, in one sentence, however long the values are that it shows."""
+
+    def __init__(self, sentence: object) -> None:
+        super().__init__(in_one_line(sentence, 1000))
 
 
 class Entry(NamedTuple):
@@ -268,15 +275,38 @@ def _read_entries(path: str | os.PathLike[str]) -> dict[str, Entry]:
     """The lines of a recipe, by key. Read as nodes: YAML's own idea of types (`no` is False) stays out of it."""
     try:
         root = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        return _entries_of(path, root)
     except OSError as error:
         raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror or error}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: not YAML: brackets in brackets without end.") from error
+
+
+def _entries_of(path: str | os.PathLike[str], root: yaml.Node | None) -> dict[str, Entry]:
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{path}: a recipe is a list of lines `key: value`; this file is not.")
+    if _has_references(root):
+        raise RecipeError(f"{path}: a recipe has no references such as `*name`; write the value out.")
     return {key: Entry(_entry_value(path, key, node), line) for key, line, node in _pairs(path, root)}
+
+
+def _has_references(root: yaml.Node) -> bool:
+    """Whether a value stands in several places: by twenty references to references, in a million of them."""
+    seen, waiting = set(), [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            return True
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            waiting += [inner for pair in node.value for inner in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return False
 
 
 def _pairs(path: str | os.PathLike[str], mapping: yaml.MappingNode) -> Iterator[tuple[str, int, yaml.Node]]:
@@ -397,7 +427,8 @@ def write_recipe(path: str | os.PathLike[str], instances: Sequence[Any]) -> None
 def _changed_values(instance: Any, known: Mapping[str, Argument]) -> Iterator[tuple[str, Any]]:
     for each in fields(instance):
         is_secret = each.name.endswith("_token")
-        if each.name not in known or each.name in NEVER_WRITTEN or is_secret:
+        is_mirror = RENAMED.get(each.name) in known
+        if each.name not in known or each.name in NEVER_WRITTEN or is_secret or is_mirror:
             continue
         value, default = _plain(getattr(instance, each.name)), _plain(_default_of(each))
         before, after = SETTLED.get(each.name, (MISSING, MISSING))
