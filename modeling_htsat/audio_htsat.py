@@ -33,12 +33,15 @@ import torch
 
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 384_000
 MAX_CHANNELS = 64
+MAX_SAMPLE = 1e12  # 240 dB beyond full scale; from about 1e17 on, powers overflow float32 and scores are NaN
 AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav", ".wave")
 
 # Decoding goes in chunks of one fixed size, so that the size of the blocks asked for cannot change a single sample.
 _CHUNK_FRAMES = 65_536
 _SPOOL_BYTES = 64 * 2**20  # downloads and file objects stay in memory up to here, then move to a temporary file
 _COPY_BYTES = 2**20
+# IPv6 addresses whose last 32 bits are an IPv4 address: of NAT64, mapped, and compatible ones.
+_WRAPPING_NETWORKS = [ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "::ffff:0:0/96", "::/96")]
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's count for a FLAC stream whose header leaves the length open
 _UNKNOWN_BYTES = 0x7FFF_0000  # from here up, a WAV written to a pipe says "until the end" (ffmpeg, sox, arecord)
 _MP3_SLACK_FRAMES = 2 * 1152  # encoders disagree by up to two MPEG frames on padding; that is no truncation
@@ -78,7 +81,7 @@ class AudioSource:
         sampling_rate = _checked_rate(sampling_rate, "the wanted audio")
         if not (math.isfinite(block_seconds) and block_seconds > 0):
             raise AudioError(f"block_seconds is {block_seconds}: give a length above 0 seconds, for example 30.0.")
-        samples: Iterator[np.ndarray] = map(self._to_mono, self._chunks())
+        samples = self._mono_chunks()
         if sampling_rate != self.sampling_rate:
             samples = _resampled(samples, self.sampling_rate, sampling_rate)
         is_empty = True
@@ -103,6 +106,14 @@ class AudioSource:
         """Float32 chunks (frames, channels) at the source's own rate."""
         raise NotImplementedError
 
+    def _mono_chunks(self) -> Iterator[np.ndarray]:
+        num_before = 0
+        for chunk in self._chunks():
+            mono = self._to_mono(chunk)
+            self._refuse_what_is_no_sound(mono, num_before)
+            num_before += len(mono)
+            yield mono
+
     def _to_mono(self, chunk: np.ndarray) -> np.ndarray:
         # Channel by channel: numpy's mean may sum in another order for another number of frames.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -110,9 +121,16 @@ class AudioSource:
             for channel in range(1, self.num_channels):
                 mono += chunk[:, channel]
             mono /= self.num_channels
-        if not np.isfinite(mono).all():
-            raise AudioError(f"{self.name} holds samples that are NaN or infinite: repair it, or write it anew.")
         return mono
+
+    def _refuse_what_is_no_sound(self, mono: np.ndarray, num_before: int) -> None:
+        is_sound = np.abs(mono) <= MAX_SAMPLE  # False for NaN
+        if not is_sound.all():
+            seconds = (num_before + int(is_sound.argmin())) / self.sampling_rate
+            raise AudioError(
+                f"{self.name} holds samples that are NaN or infinite, or beyond {MAX_SAMPLE:.0e} where full scale is "
+                f"1, the first at {seconds:.3f} s: repair it, or write it anew."
+            )
 
 
 def _checked_rate(sampling_rate: Any, name: str) -> int:
@@ -382,62 +400,130 @@ def _spooled(read: Callable[[int], bytes], name: str, max_bytes: float = math.in
     return cast(BinaryIO, spool)
 
 
-def _download(url: str, max_bytes: int, timeout_seconds: float, allow_private: bool) -> BinaryIO:
+def _download(url: str, max_bytes: int, silent_seconds: float, max_seconds: float, allow_private: bool) -> BinaryIO:
     opener = urllib.request.OpenerDirector()  # not build_opener, whose openers follow a redirect to ftp:// too
-    handlers: list[Any] = [urllib.request.HTTPHandler, urllib.request.HTTPSHandler]
-    handlers = handlers if allow_private else [_PublicHTTPHandler, _PublicHTTPSHandler]
-    handlers += [urllib.request.ProxyHandler, urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor]
-    for handler in handlers + [urllib.request.HTTPDefaultErrorHandler, urllib.request.UnknownHandler]:
-        opener.add_handler(handler())
+    usual = [urllib.request.ProxyHandler, urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor]
+    with _Deadline(max_seconds) as deadline:
+        opener.add_handler(_WebHandler(deadline, allow_private))
+        for handler in [*usual, urllib.request.HTTPDefaultErrorHandler, urllib.request.UnknownHandler]:
+            opener.add_handler(handler())
+        try:
+            request = urllib.request.Request(url, headers={"User-Agent": "modeling_htsat"})
+            with opener.open(request, timeout=silent_seconds) as response:
+                return _read_response(response, url, max_bytes, deadline)
+        except AudioError:
+            raise
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+            deadline.refuse_if_over(url)
+            raise AudioError(
+                f"{url} could not be downloaded ({error}): check the address, or fetch it yourself."
+            ) from error
+
+
+def _read_response(response: Any, url: str, max_bytes: int, deadline: "_Deadline") -> BinaryIO:
+    if (response.length or 0) > max_bytes:
+        raise AudioError(f"{url} has {response.length} bytes, above max_url_bytes={max_bytes}: raise that.")
+    spool = _spooled(response.read, url, max_bytes)
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "modeling_htsat"})
-        with opener.open(request, timeout=timeout_seconds) as response:
-            if (response.length or 0) > max_bytes:
-                raise AudioError(f"{url} has {response.length} bytes, above max_url_bytes={max_bytes}: raise that.")
-            spool = _spooled(response.read, url, max_bytes)
-            if response.length:
-                spool.close()
-                raise AudioError(f"{url} broke off {response.length} bytes before its end: try again.")
-            return spool
+        deadline.refuse_if_over(url)  # a connection that was cut ends like one that is done
+        if response.length:
+            raise AudioError(f"{url} broke off {response.length} bytes before its end: try again.")
     except AudioError:
+        spool.close()
         raise
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        raise AudioError(
-            f"{url} could not be downloaded ({error}): check the address, or fetch it yourself."
-        ) from error
+    return spool
+
+
+class _Deadline:
+    """Cuts the connections of a download when its time is up: a server that sends a byte now and then is never silent.
+
+    Use it in a `with` statement.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._is_over = seconds, False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._cut)
+        self._timer.daemon = True
+
+    def watch(self, connected: socket.socket) -> None:
+        self._sockets.append(connected.dup())  # TLS takes the socket itself away
+        if self._is_over:
+            self._cut()
+
+    def _cut(self) -> None:
+        self._is_over = True
+        for connected in self._sockets:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def refuse_if_over(self, url: str) -> None:
+        if self._is_over:
+            raise AudioError(f"{url} takes longer than max_url_seconds={self._seconds:g}: raise that.")
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._timer.cancel()
+        for connected in self._sockets:
+            connected.close()
 
 
 def _refuse_private(host: str, addresses: Iterable[str]) -> None:
     for address in addresses:
-        if not ipaddress.ip_address(address.partition("%")[0]).is_global:
+        if not _is_public(address):
             raise PermissionError(f"{host} is at the private address {address}, allow_private_urls=True permits it")
 
 
-class _PublicHTTPConnection(http.client.HTTPConnection):
-    """Connects to public addresses only; every redirect connects anew, so every redirect is checked."""
+def _is_public(address: str) -> bool:
+    """Whether an address is one of the internet, and so is the IPv4 address that gateways and tunnels find in it."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return parsed.is_global
+    is_wrapped = any(parsed in network for network in _WRAPPING_NETWORKS)
+    inside = ipaddress.IPv4Address(int(parsed) & 0xFFFF_FFFF) if is_wrapped else parsed.sixtofour
+    return parsed.is_global and not parsed.is_site_local and (inside is None or inside.is_global)
+
+
+class _Connection(http.client.HTTPConnection):
+    """Checked where it leads to, unless that does not matter; every redirect connects anew, so each is checked."""
+
+    deadline: _Deadline
+    allow_private: bool
 
     def connect(self) -> None:
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        _refuse_private(self.host, (str(address[4][0]) for address in found))
+        if not self.allow_private:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            _refuse_private(self.host, (str(address[4][0]) for address in found))
         super().connect()
-        # The name may have been given another address in between.
-        _refuse_private(self.host, [self.sock.getpeername()[0]])
+        self.deadline.watch(self.sock)
+        if not self.allow_private:  # the name may have been given another address in between
+            _refuse_private(self.host, [self.sock.getpeername()[0]])
 
 
-class _PublicHTTPSConnection(http.client.HTTPSConnection, _PublicHTTPConnection):
+class _SecureConnection(http.client.HTTPSConnection, _Connection):
     """The check stands between the connection and the TLS handshake: HTTPSConnection.connect calls the one above."""
 
 
-class _PublicHTTPHandler(urllib.request.HTTPHandler):
+class _WebHandler(urllib.request.AbstractHTTPHandler):
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, deadline: _Deadline, allow_private: bool) -> None:
+        super().__init__()
+        self._deadline, self._allow_private = deadline, allow_private
+
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_PublicHTTPConnection, req)
+        return self.do_open(self._connections(_Connection), req)
 
-
-class _PublicHTTPSHandler(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_PublicHTTPSConnection, req)
+        return self.do_open(self._connections(_SecureConnection), req)
+
+    def _connections(self, kind: type[_Connection]) -> Any:
+        return type(kind.__name__, (kind,), {"deadline": self._deadline, "allow_private": self._allow_private})
 
 
 # ── What one calls ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -451,6 +537,7 @@ def open_audio(
     allow_private_urls: bool = False,
     max_url_bytes: int = 2**30,
     timeout_seconds: float = 30.0,
+    max_url_seconds: float = 900.0,
 ) -> AudioSource:
     """Open any audio: a path, an http(s) URL, encoded bytes, a binary file object, samples, or a data set row.
 
@@ -464,12 +551,13 @@ def open_audio(
             address that counts is the proxy's.
         max_url_bytes: The largest download.
         timeout_seconds: How long a server may stay silent.
+        max_url_seconds: The longest download, from the first connection on.
     """
     source, sampling_rate, name = _unwrapped(source, source_sampling_rate)
     if isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
         return _ArraySource(source, sampling_rate, name or f"the given {type(source).__name__}")
     if isinstance(source, str) and re.match("https?://", source, re.IGNORECASE):
-        name, file = source, _download(source, max_url_bytes, timeout_seconds, allow_private_urls)
+        name, file = source, _download(source, max_url_bytes, timeout_seconds, max_url_seconds, allow_private_urls)
     elif isinstance(source, (str, os.PathLike)):
         name, file = str(source), _open_path(Path(source))
     elif isinstance(source, (bytes, bytearray, memoryview)):

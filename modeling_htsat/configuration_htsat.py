@@ -1,10 +1,14 @@
 """Every number that decides what an HTS-AT model hears, how it is built and what its outputs mean."""
 
+import numbers
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .events_htsat import EventDecoding
 from .hub_htsat import HTSATHubMixin
@@ -27,6 +31,24 @@ AUTO_MAP = {
     "AutoModelForAudioFrameClassification": "modeling_htsat.HTSATForSoundEventDetection",
 }
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# The largest values that make sense. What a damaged file asks for beyond them would fill the memory, or never end.
+MAX_LABELS = 100_000
+MAX_FREQUENCY = 1e6
+LARGEST = {
+    "sampling_rate": 384_000,
+    "window_length": 2**16,
+    "hop_length": 2**16,
+    "num_mel_bins": 2**10,
+    "clip_frames": 2**20,
+    "frames_per_step": 2**20,
+    "spec_size": 2**12,
+    "patch_size": 2**12,
+    "patch_stride": 2**12,
+    "embed_dim": 2**14,
+    "window_size": 2**6,
+    "windows_per_pass": 2**20,
+}
+MAX_BLOCKS, MAX_MLP_RATIO, MAX_OVERLAPPING_WINDOWS = 1_000, 1_000, 1_024
 CLIP_POOLINGS = ("mean", "linear_softmax")
 
 
@@ -109,12 +131,25 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
     windows_per_pass: int = 8
 
     event_decoding: dict | None = None
+    problem_type: str | None = None  # as everywhere; declared here so that `validate_labels` is the one to complain
 
     def __post_init__(self, **kwargs):
+        self._check_labels_given(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         # transformers leaves `label2id` empty when only `id2label` is given; pipelines and Trainer read both.
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def _check_labels_given(self, num_labels: Any):
+        """What transformers takes for granted before any check of `@strict`."""
+        is_count = num_labels is None or (isinstance(num_labels, int) and 0 <= num_labels <= MAX_LABELS)
+        if not is_count or (self.id2label is not None and len(_by_number(self.id2label)) > MAX_LABELS):
+            raise ValueError(f"`num_labels` must be a whole number up to {MAX_LABELS}.")
+        if self.label2id is not None and not isinstance(self.label2id, Mapping):
+            raise ValueError("`label2id` must give the number of every label: {'dog': 0, ...}.")
+        dtype_name = str(self.dtype).removeprefix("torch.")
+        if self.dtype is not None and not isinstance(getattr(torch, dtype_name, None), torch.dtype):
+            raise ValueError(f"`dtype` is {self.dtype!r}; it must be the name of a type of torch, such as 'float32'.")
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
         """As everywhere, with an entry for every Auto class, whichever class is saved."""
@@ -122,10 +157,23 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict:
+        """As everywhere, but a file with something else in it than a table is refused by its name."""
+        try:
+            values = super()._dict_from_json_file(json_file)
+        except RecursionError as error:
+            raise OSError(f"The config file at '{json_file}' has too many brackets in brackets to be read.") from error
+        if not isinstance(values, dict):
+            raise OSError(f"The config file at '{json_file}' holds a {type(values).__name__}, and no values by name.")
+        return values
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As everywhere, but values given at loading are checked too, and `id2label` alone renames the labels."""
+        if not isinstance(config_dict, Mapping):
+            raise ValueError(f"A configuration is a table of values by name; this is a {type(config_dict).__name__}.")
         if kwargs.get("id2label") is not None:
-            id2label = {int(index): label for index, label in kwargs["id2label"].items()}  # JSON's keys are strings
+            id2label = _by_number(kwargs["id2label"])
             if kwargs.get("num_labels", len(id2label)) != len(id2label):
                 raise ValueError(
                     f"`num_labels` is {kwargs['num_labels']}, and `id2label` names {len(id2label)} labels."
@@ -134,13 +182,16 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
             kwargs |= {"id2label": id2label, "label2id": label2id}
         if cls._renames_labels(config_dict, kwargs):
             config_dict = {**config_dict, "event_decoding": None}  # it was tuned for other labels
-        loaded = super().from_dict(config_dict, **kwargs)
+        try:
+            loaded = super().from_dict(config_dict, **kwargs)
+        except RecursionError as error:
+            raise ValueError("This configuration has too many brackets in brackets to be read.") from error
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded
 
     @staticmethod
     def _renames_labels(config_dict: dict, given: dict) -> bool:
-        before = {int(index): label for index, label in (config_dict.get("id2label") or {}).items()}
+        before = _by_number(config_dict.get("id2label") or {})
         if given.get("id2label") is not None:
             return given["id2label"] != before
         return given.get("num_labels", len(before)) != len(before)
@@ -225,24 +276,21 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
 
     def validate_front_end(self):
         """Part of `@strict`: the spectrogram."""
-        sizes = ("sampling_rate", "window_length", "hop_length", "num_mel_bins")
-        for name in (*sizes, "spec_size", "patch_size", "patch_stride", "embed_dim", "window_size", "windows_per_pass"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if not 0 <= self.min_frequency < self.max_frequency:
-            raise ValueError(
-                f"`min_frequency` ({self.min_frequency}) and `max_frequency` ({self.max_frequency}) must be ordered: "
-                "0 <= min_frequency < max_frequency, in hertz."
-            )
+        for name in LARGEST:
+            if name not in ("clip_frames", "frames_per_step"):  # which follow from the others
+                check_size(name, getattr(self, name))
+        check_frequencies(self.min_frequency, self.max_frequency)
         if self.hop_length > self.window_length:
             raise ValueError(
                 f"`hop_length` ({self.hop_length}) is longer than `window_length` ({self.window_length}), so some "
                 "samples would never be heard. Choose a hop of at most one window."
             )
+        check_hop(self.hop_length, self.window_length)
 
     def validate_architecture(self):
         """Part of `@strict`: the image, the stages, and what must divide what."""
         super().validate_architecture()
+        self.validate_front_end()  # its turn may come later, and what follows divides by its sizes
         self._check_image()
         self._check_stages()
         self._check_rates()
@@ -262,7 +310,9 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
         twice = [label for label, count in Counter(self.id2label.values()).items() if count > 1]
         if twice:
             raise ValueError(f"`id2label` names {twice[0]!r} twice; every label needs one index of its own.")
-        if {int(index): label for label, index in self.label2id.items()} != dict(self.id2label):
+        if {str(index): label for label, index in self.label2id.items()} != {
+            str(index): label for index, label in self.id2label.items()
+        }:
             raise ValueError(
                 "`id2label` and `label2id` do not say the same. "
                 "Build the second from the first: {label: index for index, label in id2label.items()}."
@@ -295,6 +345,8 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
             )
         if min(*self.depths, *self.num_heads, 1) < 1:
             raise ValueError(f"`depths` {tuple(self.depths)} and `num_heads` {tuple(self.num_heads)} must be positive.")
+        if sum(self.depths) > MAX_BLOCKS:
+            raise ValueError(f"`depths` ask for {sum(self.depths)} blocks; at most {MAX_BLOCKS} are possible.")
         shrink = self.patch_stride * 2 ** (len(self.depths) - 1)
         if self.spec_size % (shrink * self.num_folds) or self.spec_size < shrink * self.num_folds:
             raise ValueError(
@@ -326,8 +378,13 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0 and below 1.")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"`mlp_ratio` is {self.mlp_ratio}; it must be positive.")
+        if not 0 < self.mlp_ratio <= MAX_MLP_RATIO:
+            raise ValueError(f"`mlp_ratio` is {self.mlp_ratio}; it must be positive, and at most {MAX_MLP_RATIO}.")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}; transformers knows {', '.join(ACT2FN)}.")
 
     def _check_pooling(self):
         if self.clip_pooling not in CLIP_POOLINGS:
@@ -337,6 +394,46 @@ class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
                 f"`clip_pooling` is {self.clip_pooling!r}, which pools the scores of steps; the linear head scores the "
                 "mean token. Set `token_semantic_head=True`, or `clip_pooling='mean'`."
             )
+
+
+def check_size(name: str, size: Any):
+    """Whether a size is one: of the front end, which the feature extractor has too, or of the model."""
+    if not isinstance(size, numbers.Integral) or isinstance(size, bool):
+        raise ValueError(f"`{name}` is {size!r}; it must be a whole number.")
+    if int(size) < 1:
+        raise ValueError(f"`{name}` is {size}; it must be at least 1.")
+    if int(size) > LARGEST[name]:
+        raise ValueError(f"`{name}` is larger than {LARGEST[name]}, the largest that is possible.")
+
+
+def check_frequencies(lowest: Any, highest: Any):
+    are_numbers = all(isinstance(number, numbers.Real) for number in (lowest, highest))
+    if not are_numbers or not 0 <= lowest < highest <= MAX_FREQUENCY:
+        raise ValueError(
+            f"`min_frequency` ({lowest}) and `max_frequency` ({highest}) must be ordered: "
+            f"0 <= min_frequency < max_frequency, in hertz, up to {MAX_FREQUENCY:.0f}."
+        )
+
+
+def check_hop(hop_length: int, window_length: int):
+    """A hop may be longer than a window in a feature extractor, but not so short that there is no end of windows."""
+    if window_length < 2 or hop_length * MAX_OVERLAPPING_WINDOWS < window_length:
+        raise ValueError(
+            f"`window_length` is {window_length} and `hop_length` {hop_length}; a window has 2 samples or more, and at "
+            f"most {MAX_OVERLAPPING_WINDOWS} windows may overlap."
+        )
+
+
+def _by_number(id2label: Any) -> dict[int, str]:
+    """Labels by number, which JSON writes as text."""
+    needed = "`id2label` must give a text for every number, each once: {0: 'dog', 1: 'cat', ...}."
+    try:
+        labels = {int(index): label for index, label in id2label.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(needed) from error
+    if len(labels) != len(id2label) or not all(isinstance(label, str) for label in labels.values()):
+        raise ValueError(needed)
+    return labels
 
 
 __all__ = ["HTSATConfig"]

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import re
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +39,7 @@ from .feature_extraction_htsat import HTSATFeatureExtractor
 from .pipeline_htsat import HTSATAudioReader, HTSATSoundEventDetectionPipeline
 from .tables import write_events, write_whole
 from .version import VERSION
+from .whole import whole_file
 
 MANIFEST, SUMMARY = "detection.json", "summary.json"
 NO_MATTER = ("_name_or_path", "transformers_version", "windows_per_pass")  # in a configuration, to what a model says
@@ -222,10 +222,15 @@ def describe_work(
         "recordings": _hash(list(recordings.names)),
         "parts": _hash([part.start for part in parts]),
         "model": fingerprint(detector),
-        "dtype": str(detector.model.dtype).removeprefix("torch."),
+        "dtype": str(_last_dtype(detector.model)).removeprefix("torch."),
         **json.loads(json.dumps(asdict(settings))),
         "decoding": _decoding(detector, settings).to_dict(),
     }
+
+
+def _last_dtype(model: torch.nn.Module) -> torch.dtype:
+    """That of the numbers that the model computes with: the first ones, which normalise decibels, stay float32."""
+    return list(model.parameters())[-1].dtype
 
 
 def _decoding(detector: HTSATSoundEventDetectionPipeline, settings: DetectionSettings) -> EventDecoding:
@@ -463,13 +468,8 @@ def part_path(output: Path, number: int, num_parts: int) -> Path:
 
 def write_table_whole(path: Path, table: pa.Table) -> None:
     """Write beside the target and move it there: a shard that stands under its name is whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def count_done(output: Path, parts: Sequence[range]) -> int:

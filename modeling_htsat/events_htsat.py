@@ -80,7 +80,7 @@ def _to_plain_numbers(name: str, value: Any) -> PerClass:
         if np.ndim(value):
             return tuple(float(number) for number in value)
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} is {value!r}; give one number, a number per class, or {{label: number}}.") from error
 
 

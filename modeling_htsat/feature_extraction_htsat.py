@@ -7,6 +7,7 @@ Axes, as they appear in shape comments:
 """
 
 import math
+import numbers
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import TensorType, logging
 
+from .configuration_htsat import check_frequencies, check_hop, check_size
 from .events_htsat import EventDecoding, average_repeats, decode_events
 from .hub_htsat import HTSATHubMixin
 
@@ -27,7 +29,9 @@ SHORT_CLIP_RULES = ("repeat", "pad", "stretch")
 # What an extractor decides by itself; all else follows from the model.
 FREE_VALUES = ("short_clips", "padding_value", "return_attention_mask")
 SILENCE_DECIBELS = -100.0  # 10 log10 of the smallest power that the authors keep, 1e-10
+MAX_DECIBELS = 10_000  # float32 ends at 385
 FRAMES_PER_BLOCK = 4096  # bounds the memory of the Fourier transform: 41 s of sound, 17 MB a clip
+MAX_SAMPLE = 1e15  # of floats, where full scale is 1; from about 1e17 on, powers overflow float32
 PCM_FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31}
 
 
@@ -44,9 +48,11 @@ def to_mono_float(waveform: Any, name: str = "The waveform") -> torch.Tensor:
     if waveform.numel() == 0:
         raise ValueError(f"{name} is empty; at least one sample is needed. Drop it, or check how it was read.")
     waveform = _scale_to_float(waveform, name)
-    if not torch.isfinite(waveform).all():
+    is_sound = waveform.abs() <= MAX_SAMPLE  # False for NaN
+    if not is_sound.all():
         raise ValueError(
-            f"{name} holds NaN or infinite samples; all must be finite. Check how it was made, or replace them, for "
+            f"{name} holds NaN or infinite samples, or some beyond {MAX_SAMPLE:.0e} where full scale is 1, the first "
+            f"at index {int(is_sound.int().argmin())}; all must be finite. Check how it was made, or replace them, for "
             "example with `numpy.nan_to_num(waveform)`."
         )
     return waveform
@@ -120,8 +126,10 @@ class HTSATFeatureExtractor(HTSATHubMixin, SequenceFeatureExtractor):
         sizes = {"num_mel_bins": num_mel_bins, "sampling_rate": sampling_rate, "window_length": window_length}
         sizes |= {"hop_length": hop_length, "clip_frames": clip_frames, "frames_per_step": frames_per_step}
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"`{name}` is {size}; it must be at least 1.")
+            check_size(name, size)
+        check_frequencies(min_frequency, max_frequency)
+        check_hop(hop_length, window_length)
+        _check_padding(padding_value, return_attention_mask)
         kwargs.pop("feature_size", None)  # the base class's word for num_mel_bins, which files of other origin carry
         super().__init__(
             feature_size=num_mel_bins,
@@ -141,6 +149,28 @@ class HTSATFeatureExtractor(HTSATHubMixin, SequenceFeatureExtractor):
         self.frames_per_step = frames_per_step
         self.window = torch.hann_window(window_length, periodic=True)
         self.mel_filters = self._make_mel_filters()
+
+    @classmethod
+    def get_feature_extractor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """As everywhere, but a file with something else in it than a table is refused by its name."""
+        try:
+            values, rest = super().get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise OSError(f"{pretrained_model_name_or_path} has a preprocessor_config.json that is no JSON.") from error
+        if not isinstance(values, dict):
+            raise OSError(
+                f"{pretrained_model_name_or_path} has a preprocessor_config.json that holds a {type(values).__name__}, "
+                "and no values by name."
+            )
+        return values, rest
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As everywhere, but values without an end of brackets are refused."""
+        try:
+            return super().from_dict(feature_extractor_dict, **kwargs)
+        except RecursionError as error:
+            raise ValueError("This front end has too many brackets in brackets to be read.") from error
 
     def _make_mel_filters(self) -> torch.Tensor:
         with warnings.catch_warnings():
@@ -412,9 +442,17 @@ def _is_sequence(item: Any) -> bool:
 
 
 def _known_rule(rule: str) -> str:
-    if rule not in SHORT_CLIP_RULES:
+    if not isinstance(rule, str) or rule not in SHORT_CLIP_RULES:
         raise ValueError(f"`short_clips` is {rule!r}; it must be one of {', '.join(SHORT_CLIP_RULES)}.")
     return rule
+
+
+def _check_padding(padding_value: Any, return_attention_mask: Any):
+    is_number = isinstance(padding_value, numbers.Real)
+    if not is_number or not abs(padding_value) <= MAX_DECIBELS:
+        raise ValueError(f"`padding_value` is {padding_value!r}; it must be a number of decibels up to {MAX_DECIBELS}.")
+    if not isinstance(return_attention_mask, bool):
+        raise ValueError(f"`return_attention_mask` is {return_attention_mask!r}; it must be True or False.")
 
 
 def _frame_mask(spectrograms: Iterable[torch.Tensor]) -> torch.Tensor:

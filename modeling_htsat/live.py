@@ -241,9 +241,9 @@ def _checked_rate(sampling_rate: int) -> int:
     return open_audio({"array": np.zeros(1), "sampling_rate": sampling_rate, "path": "the live sound"}).sampling_rate
 
 
-def _read_mono(block: Any, sampling_rate: int) -> np.ndarray:
+def _read_mono(block: Any, sampling_rate: int, begin_seconds: float) -> np.ndarray:
     """The mean of the channels of `(samples, channels)` as float32; summed one by one, as `open_audio` does."""
-    row = {"sampling_rate": sampling_rate, "path": "this block"}  # a name for messages
+    row = {"sampling_rate": sampling_rate, "path": f"After {begin_seconds:.3f} s, this block"}  # a name for messages
     channels = [load_audio({**row, "array": channel}, sampling_rate) for channel in block.T]
     mono = channels[0].copy()
     for channel in channels[1:]:
@@ -508,7 +508,7 @@ class LiveDetector:
             )
         if len(block) == 0:
             return np.zeros(0, dtype=np.float32)
-        mono = _read_mono(block, self.sampling_rate)
+        mono = _read_mono(block, self.sampling_rate, self._num_heard / self.sampling_rate)
         self._num_channels = num_channels
         return mono
 

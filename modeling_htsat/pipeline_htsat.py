@@ -207,7 +207,7 @@ class HTSATAudioClassificationPipeline(HTSATAudioReader, AudioClassificationPipe
     def _answer(
         self, outputs: dict[str, torch.Tensor], top_k: int = 5, function_to_apply: str | None = None
     ) -> list[dict[str, Any]]:
-        # Before transformers 5.18 the stock pipeline takes all labels to exclude one another.
+        # Before transformers 5.23 the stock pipeline takes all labels to exclude one another.
         usual = {"multi_label_classification": "sigmoid", "regression": "none"}
         function = function_to_apply or usual.get(self.model.config.problem_type, "softmax")
         logits = ModelOutput(logits=outputs["logits"])

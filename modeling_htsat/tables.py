@@ -9,12 +9,12 @@ import csv
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from .event_metrics import Event, collar_f1, intersection_f1, merge_overlapping_events, segment_f1
+from .whole import whole_file
 
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 DURATION_COLUMNS = ("filename", "duration")
@@ -130,7 +130,14 @@ def _by_file(rows: Iterable[_Row]) -> dict[str, list[Event]]:
 
 
 def _error(path: str | os.PathLike[str], line: int, problem: str) -> TableError:
-    return TableError(f"{os.fspath(path)}, line {line}: {problem}.")
+    return TableError(f"{os.fspath(path)}, line {line}: {in_one_line(problem)}.")
+
+
+def in_one_line(said: object, most: int = 500) -> str:
+    """What a file says, fit for a sentence: not too long, and without line breaks and letters that steer a screen."""
+    words = " ".join(str(said).split())[: most + 1]
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 # ── write ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,14 +206,8 @@ def _check_one_recording(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
     """Write beside the target and move it there, so that no reader ever sees half a table."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8", newline="") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary, open(temporary, "x", encoding="utf-8", newline="") as file:
+        write(file)
 
 
 def _event_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -385,6 +386,7 @@ __all__ = [
     "TableError",
     "evaluate_event_tables",
     "format_event_scores",
+    "in_one_line",
     "read_durations",
     "read_events",
     "write_delimited",

@@ -899,7 +899,8 @@ def test_scores_are_written_whole_or_not_at_all(htsat, tables, tmp_path, monkeyp
 
     monkeypatch.setattr(json, "dump", break_off)
     status, _, err = htsat("evaluate", "events", *tables, "--json", output)
-    assert status == 1 and sentences(err) == [f"htsat: {output} cannot be used: No space left on device"]
+    said = f"{output} could not be written: No space left on device; make room there. What was there before is kept."
+    assert status == 1 and sentences(err) == [f"htsat: {said}"]
     assert output.read_text() == "what an earlier run found"
     assert len(list(tmp_path.iterdir())) == 4
 

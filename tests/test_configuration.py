@@ -452,3 +452,43 @@ def test_decoding_that_was_tuned_for_other_labels_is_left_behind(tmp_path):
     assert HTSATConfig.from_pretrained(tmp_path, id2label={"0": "dog", "1": "cat"}).event_decoding == tuned
     assert HTSATConfig.from_pretrained(tmp_path, id2label={0: "bark", 1: "meow"}).event_decoding is None
     assert HTSATConfig.from_pretrained(tmp_path, num_labels=3).event_decoding is None
+
+
+# ── damaged files ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("text", ["[]", '"text"', "3", "[" * 100_000, "{"])
+def test_a_file_that_is_no_table_of_values_is_refused_by_name(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(OSError, match=r"config\.json"):
+        HTSATConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"id2label": "dog"},
+        {"id2label": 3},
+        {"id2label": {"a": "dog"}},
+        {"id2label": {"0": 3}},
+        {"id2label": {"0": "dog"}, "label2id": "dog"},
+        {"id2label": {"0": "dog", "1": "cat"}, "label2id": {"dog": float("inf"), "cat": 1}},
+        {"num_labels": "5"},
+        {"num_labels": 2**40},
+        {"dtype": "no_such_type"},
+        {"hidden_act": "no_such_function"},
+        {"embed_dim": 2**40},
+        {"depths": [10**9, 2, 6, 2]},
+        {"spec_size": 0},
+        {"spec_size": 2**20},
+        {"event_decoding": {"threshold": 10**400}},
+        {"window_size": 2**10},
+        {"mlp_ratio": float("nan")},
+        {"layer_norm_eps": float("inf")},
+        {"max_frequency": float("inf")},
+        {"hop_length": 1, "window_length": 2**16},
+    ],
+)
+def test_what_no_model_can_have_is_refused_before_memory_is_asked_for(values):
+    with pytest.raises((ValueError, StrictDataclassClassValidationError, StrictDataclassFieldValidationError)):
+        HTSATConfig.from_dict(values)

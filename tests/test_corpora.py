@@ -453,6 +453,40 @@ def test_audioset_strong_holds_out_validation_clips_when_told_to(audioset_strong
         load_corpus("audioset_strong", audioset_strong, "validation")
 
 
+@pytest.mark.parametrize("times", ["nan\t1", "0\tinf", "2\t1", "-1\t1"])
+def test_audioset_strong_refuses_times_that_are_none(times, audioset_strong):
+    table = audioset_strong / "audioset_train_strong.tsv"
+    header, first, *_ = table.read_text().splitlines()
+    segment, _, _, mid = first.split("\t")
+    write(table, header, f"{segment}\t{times}\t{mid}")
+    with pytest.raises(ValueError, match="row 2: .* must be seconds, the end not before the beginning"):
+        load_corpus("audioset_strong", audioset_strong, "train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("audioset_strong", "mid_to_display_name.tsv"), ("speech_commands", "testing_list.txt")]
+)
+def test_lists_that_are_no_text_are_refused_by_their_names(kind, name, request):
+    folder = request.getfixturevalue(kind)
+    (folder / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=f"{name} is not UTF-8 text"):
+        load_corpus(kind, folder, "train")
+
+
+def test_a_listed_name_that_no_disk_can_have_is_a_missing_file(tmp_path):
+    table = write(tmp_path / "table.csv", "filename,label", "a.wav,dog", f"{'x' * 300}.wav,dog")
+    touch(tmp_path, "a.wav")
+    with pytest.raises(ValueError, match="1 of the 2 sounds that .*table.csv lists are not in"):
+        load_corpus("table", table, "train")
+
+
+def test_a_sentence_about_a_clip_names_the_corpus_too(tmp_path):
+    table = write(tmp_path / "table.csv", "filename,label", "a.wav,dog", "a.wav,cat")
+    touch(tmp_path, "a.wav")
+    with pytest.raises(ValueError, match=r"table\.csv: 1 clips are listed more than once, 'a\.wav'"):
+        load_corpus("table", table, "train")
+
+
 def test_audioset_strong_refuses_unknown_mids_bad_times_and_missing_clips(audioset_strong):
     (audioset_strong / "audio" / "Yvideo_7.wav").unlink()
     with pytest.raises(ValueError, match="1 of the 20 sounds .* video_7_7000"):
@@ -478,6 +512,19 @@ def write_soundscapes(folder, split_name, num_clips=2, **info):
     write(folder / "events.tsv", EVENT_HEADER, *rows)
     described = {"format": "flac", "seed": 0, "split_name": split_name, "labels": ["buzz", "beep", "chirp"], **info}
     (folder / "dataset_info.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'\xef\xbb\xbf{"labels"', b"\xff\xfe{", b"[1]", b'"text"', b'{"labels": 3}', b'{"labels": [3]}', b"[" * 100_000],
+    ids=["cut", "encoding", "list", "text", "number", "numbers", "brackets"],
+)
+def test_a_description_that_is_none_is_refused_by_its_name(content, tmp_path):
+    folder = tmp_path / "made"
+    write_soundscapes(folder, "train")
+    (folder / "dataset_info.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"dataset_info\.json (cannot be read as JSON|is no description of a corpus)"):
+        load_corpus("soundscapes", folder, "train")
 
 
 def test_soundscapes_are_found_alone_and_side_by_side(tmp_path):

@@ -344,6 +344,21 @@ def test_every_link_of_a_page_leads_somewhere(page):
         assert not anchor or anchor in anchors_of(path), f"{target}#{anchor}"
 
 
+def test_every_test_that_the_page_of_promises_names_exists_and_is_as_slow_as_it_says():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    everything = "\n".join(sources.values())
+    named = re.findall(r"`(tests/)?(test_\w+)(\.py)?`(?: \((slow|browser))?", page)
+    assert len(named) > 30
+    for folder, name, suffix, mark in named:
+        if folder:
+            assert f"{name}{suffix}" in sources, name
+            continue
+        marks = re.findall(rf"((?:^@.*\n(?:^[ )\]].*\n)*)*)^def {name}\(", everything, re.M)
+        assert len(marks) == 1, name
+        assert not mark or f"pytest.mark.{mark}" in marks[0], name
+
+
 def test_the_site_has_every_page_once():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     entries = [value for item in site["nav"] for value in item.values()]

@@ -496,3 +496,34 @@ def test_an_unspoken_rate_is_warned_about_once():
 def test_a_front_end_of_size_zero_is_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` is 0; it must be at least 1"):
         HTSATFeatureExtractor(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_mel_bins", "64"),
+        ("num_mel_bins", 64.0),
+        ("num_mel_bins", 2**20),
+        ("window_length", 2**40),
+        ("window_length", 1),
+        ("clip_frames", 2**40),
+        ("hop_length", True),
+        ("min_frequency", "50"),
+        ("max_frequency", float("nan")),
+        ("padding_value", float("inf")),
+        ("padding_value", "0"),
+        ("padding_value", 10**400),
+        ("return_attention_mask", "yes"),
+        ("short_clips", ["repeat"]),
+    ],
+)
+def test_a_front_end_of_other_types_or_without_measure_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        HTSATFeatureExtractor(**{name: value})
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"\xff\xfe{}", b"[" * 100_000])
+def test_a_file_that_is_no_front_end_is_refused_by_name(content, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_bytes(content)
+    with pytest.raises(OSError, match=r"preprocessor_config\.json"):
+        HTSATFeatureExtractor.from_pretrained(tmp_path)

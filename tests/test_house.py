@@ -134,7 +134,7 @@ def test_the_file_tree_of_the_readme_names_every_file_of_the_package_and_none_th
     present = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
     present |= {f"{path.parent.name}/" for path in PACKAGE.glob("*/*") if path.parent.name != "__pycache__"}
     assert set(inside) == present
-    for name in re.findall(r"^([\w.]+(?:/\w+)?)", tree, re.MULTILINE):
+    for name in re.findall(r"^([\w.-]+(?:/\w+)?)", tree, re.MULTILINE):
         assert (ROOT / name).exists(), name
 
 

@@ -137,3 +137,21 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path):
     assert f"{tmp_path} is not a readable YAML file" in refusal(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("Wärme: {classes: 1}".encode("latin-1"))
     assert "latin.yaml is not a readable YAML file" in refusal(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dog: {classes: 0-99999999999}",  # a list of which would fill the memory
+        "Dog: {classes: " + "9" * 5000 + "}",
+        "Dog: " + "[" * 900 + "]" * 900,
+        "Dog: {classes: 1, threshold: &x [*x]}",
+        "Dog: {classes: !!bool x}",
+        "a: &a {x: 1}\n" + "".join(f"b{n}: &b{n} {{x: *{f'b{n - 1}' if n else 'a'}}}\n" for n in range(30)),
+    ],
+    ids=["range", "number", "brackets", "itself", "tag", "references"],
+)
+def test_groups_that_would_fill_the_memory_or_run_in_circles_are_refused_in_one_line(write, text):
+    path = write(text)
+    message = refusal(path)
+    assert message.startswith(str(path)) and message.isprintable() and len(message) < 1000

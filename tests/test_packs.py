@@ -175,3 +175,31 @@ def test_without_h5py_one_is_told_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(PackError, match="need the package h5py; install it with `pip install h5py`"):
         PackRows([path], ABC)
+
+
+@pytest.mark.parametrize("rate", [-1, 0, 10**9, [1, 2]])
+def test_a_pack_of_a_rate_that_is_none_is_refused(rate, tmp_path):
+    with h5py.File(write_pack(tmp_path / "a.h5", rate=None), "r+") as file:
+        file.attrs["sample_rate"] = rate
+    with pytest.raises(PackError, match=r"a\.h5 has the attribute sample_rate"):
+        PackRows([tmp_path / "a.h5"], ABC)
+
+
+def test_a_pack_that_claims_more_than_any_memory_is_refused(tmp_path):
+    pack = write_pack(tmp_path / "a.h5", without=("waveform",))
+    with h5py.File(pack, "r+") as file:  # nothing is written, and nothing takes space
+        file.create_dataset("waveform", shape=(5, 2**40), dtype=np.int16, chunks=(1, 2**10))
+    with pytest.raises(PackError, match=r"a\.h5 claims the shape \(5, 1099511627776\) for waveform"):
+        PackRows([pack], ABC)
+
+
+def test_every_damage_of_a_pack_is_a_pack_error(tmp_path):
+    pack = write_pack(tmp_path / "a.h5")
+    content = pack.read_bytes()
+    for start in range(0, len(content), max(len(content) // 400, 1)):
+        pack.write_bytes(content[:start] + b"\xff" * 4 + content[start + 4 :])
+        try:
+            rows = PackRows([pack], ABC)
+            assert all(rows[index]["audio"]["bytes"] for index in range(len(rows)))
+        except PackError as error:
+            assert "a.h5" in str(error)

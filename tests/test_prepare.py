@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -492,7 +493,7 @@ def test_by_default_all_splits_that_there_are_become_shards(corpus, tmp_path, ca
     assert run_command("folders", corpus, tmp_path / "out", "--rate", RATE, "--jobs", 1) == 0
     said = capsys.readouterr().out
     assert said == f"{tmp_path / 'out'}: 43 clips for train, 5 clips for validation, at {RATE} Hz\n"
-    assert "Without test: This corpus has no clips for test" in caplog.text
+    assert re.search(r"Without test: .*: This corpus has no clips for test", caplog.text)
     with pytest.raises(ValueError, match="absent does not exist"):
         run_command("folders", tmp_path / "absent", tmp_path / "other")
 

@@ -253,3 +253,20 @@ def test_orders_that_make_no_sense_are_refused(files):
         ShardRows([])
     with pytest.raises(ValueError, match="cached_groups is 0"):
         ShardRows(files, cached_groups=0)
+
+
+def test_a_damaged_file_that_lies_here_is_refused_without_waiting(tmp_path, monkeypatch):
+    """What is wrong with it will be wrong in twenty seconds too."""
+    monkeypatch.setattr(shards.time, "sleep", lambda seconds: pytest.fail("waits for a damaged file"))
+    path = write(tmp_path / "a.parquet", ROWS[:9])
+    with open(path, "rb") as file:
+        content = file.read()
+    for number in range(300):
+        start = number * len(content) // 300
+        with open(path, "wb") as file:
+            file.write(content[:start] + b"\xff" * 8 + content[start + 8 :])
+        try:
+            rows = ShardRows([path])
+            assert len([rows[index] for index in range(len(rows))]) == len(rows.without_audio())
+        except ShardError as error:
+            assert "a.parquet" in str(error)

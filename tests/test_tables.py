@@ -320,3 +320,12 @@ def test_classes_outside_the_macro_row_are_marked(save, three_tables):
     assert "\nCat                        0.00*   0.00     0.00*\n" in text
     assert "* not part of the macro row." in text
     assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_a_sentence_shows_what_a_table_says_in_one_readable_line(tmp_path):
+    path = tmp_path / "odd.tsv"
+    path.write_text("filename\tdu\x00ration\x1b[2J" + "9" * 5000 + "\n", encoding="utf-8")
+    with pytest.raises(tables.TableError) as caught:
+        tables.read_durations(path)
+    assert str(caught.value).startswith(f"{path}, line 1: ") and r"du\x00ration\x1b[2J999" in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600 + len(str(path))

@@ -54,7 +54,8 @@ def save(figure: Figure, path: Path):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    hair = 1e-6  # some releases of Matplotlib round pixels down, and 8.2 inches would be 983
+    return Figure(figsize=(width + hair, height + hair), dpi=DOTS_PER_INCH, layout="constrained")
 
 
 # ── what is drawn ─────────────────────────────────────────────────────────────────────────────────────────────────────

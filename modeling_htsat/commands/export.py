@@ -56,7 +56,7 @@ def load(name: str) -> tuple[Any, HTSATFeatureExtractor]:
         raise ValueError(f"{name} is an ensemble; export its members one by one.")
     check_name(name)
     try:
-        (kind,) = AutoConfig.from_pretrained(name).architectures or ["none"]
+        (kind,) = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or ["none"]
         if kind in OUTPUT_NAMES:
             model = getattr(modeling_htsat, kind).from_pretrained(name, dtype=torch.float32)
             return model, HTSATFeatureExtractor.from_pretrained(name)

@@ -15,6 +15,7 @@ from ..events_htsat import EventDecoding
 from ..labels import load_label_groups
 from ..modeling_htsat import HTSATPreTrainedModel
 from ..pipeline_htsat import HTSATSoundEventDetectionPipeline
+from ..tables import in_one_line
 from .recordings import positive
 
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
@@ -97,11 +98,11 @@ def check_hub_answers(name: str):
 
 def load_one(task: str, name: str, **settings: Any) -> Any:
     try:
-        loaded = pipeline(task, model=name, **settings)
+        loaded = pipeline(task, model=name, trust_remote_code=False, **settings)
     except Exception as error:  # what the Hub, torch and safetensors raise is anybody's guess
         # The library's own checks say first which of them failed, and only then what is wrong.
         lines = str(error.__cause__ or error).splitlines()
-        reason = next(iter(lines), type(error).__name__)
+        reason = in_one_line(next(iter(lines), type(error).__name__))
         raise ValueError(f"The model {name} cannot be loaded: {reason}") from error
     if not isinstance(loaded.model, HTSATPreTrainedModel):
         raise ValueError(f"The model {name} is of the class {type(loaded.model).__name__}; an HTS-AT is needed.")

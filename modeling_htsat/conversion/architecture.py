@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_htsat import HTSATConfig
+from ..tables import in_one_line
 from .reading import ConversionError
 
 
@@ -19,7 +20,7 @@ def read_architecture(state: Mapping[str, torch.Tensor], origin: str) -> dict[st
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise ConversionError(
             f"{origin} is not a Swin transformer in the authors' or Microsoft's layout: it lacks {error}. Its first "
-            f"entries are {', '.join(list(state)[:3])}."
+            f"entries are {in_one_line(', '.join(list(state)[:3]))}."
         ) from error
 
 
@@ -50,4 +51,4 @@ def make_config(values: Mapping[str, Any], problem: str) -> HTSATConfig:
     try:
         return HTSATConfig(**values)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ConversionError(f"{problem}: {error.__cause__ or error}") from error
+        raise ConversionError(f"{problem}: {in_one_line(error.__cause__ or error)}") from error

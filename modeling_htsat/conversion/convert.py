@@ -3,6 +3,7 @@
 import json
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from ..configuration_htsat import HTSATConfig
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..labels import audioset_labels
 from ..modeling_htsat import HTSATPreTrainedModel
+from ..tables import in_one_line
 from .architecture import make_config
 from .authors import authors_model
 from .clap import htsat_from_clap
@@ -97,8 +99,9 @@ def _convert_folder(folder: Path, preset: str | Path | None, labels: str | Path 
 def _load_whole(model_class: Any, folder: Path) -> Any:
     try:
         model, report = model_class.from_pretrained(folder, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ConversionError(f"{folder} could not be loaded as a {model_class.__name__}: {error}") from error
+    except Exception as error:  # what torch and safetensors raise, for pickles that would run code too
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConversionError(f"{folder} could not be loaded as a {model_class.__name__}: {reason}") from error
     # from_pretrained would leave them at random values, with no more than a warning.
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("relative_position_index"))
     if missing:
@@ -126,8 +129,9 @@ def load_preset(
         return HTSATConfig(problem_type="multi_label_classification", **_label_values(names)), HTSATFeatureExtractor()
     folder = Path(preset)
     values = _read_json(folder / "config.json")
-    if values.get("model_type") != "htsat":
-        raise ConversionError(f"{folder} is no preset of HTS-AT: its `model_type` is {values.get('model_type')!r}.")
+    model_type = in_one_line(values.get("model_type"), 80)
+    if model_type != "htsat":
+        raise ConversionError(f"{folder} is no preset of HTS-AT: its `model_type` is {model_type!r}.")
     if labels is not None:
         values |= _label_values(read_labels(labels))
     config = make_config(values, f"{folder / 'config.json'} is no valid configuration")
@@ -145,7 +149,7 @@ def _make_extractor(path: Path) -> HTSATFeatureExtractor:
     try:
         return HTSATFeatureExtractor(**_read_json(path))
     except (ValueError, TypeError) as error:
-        raise ConversionError(f"{path} is no valid front end: {error}") from error
+        raise ConversionError(f"{path} is no valid front end: {in_one_line(error)}") from error
 
 
 def _label_values(names: list[str]) -> dict[str, Any]:
@@ -158,9 +162,9 @@ def read_labels(path: str | Path) -> list[str]:
         names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConversionError(f"{path} is not a readable text file of labels ({error}).") from error
-    twice = [name for index, name in enumerate(names) if name in names[:index]]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
-        problem = f"names {twice[0]!r} twice" if twice else "is empty"
+        problem = f"names {in_one_line(twice[0])!r} twice" if twice else "is empty"
         raise ConversionError(f"{path} {problem}; one label is needed on each line, each with a name of its own.")
     return names
 
@@ -168,8 +172,8 @@ def read_labels(path: str | Path) -> list[str]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} is needed and could not be read as JSON ({error}).") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{path} is needed and could not be read as JSON ({in_one_line(error)}).") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds no table of values by name.")
     return content

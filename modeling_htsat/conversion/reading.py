@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..tables import in_one_line
+
 
 class ConversionError(ValueError):
     """A checkpoint that cannot be converted, and why."""
@@ -57,6 +59,13 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         raise ConversionError(
             f"{path} holds no state dict: a table of tensors by name, or one under `state_dict` or `model`."
         )
+    odd = next((name for name, tensor in state.items() if not _is_plain(tensor)), None)
+    if odd is not None:
+        found = state[odd]
+        raise ConversionError(
+            f"{path} holds {in_one_line(odd)} as a tensor of {found.dtype}, {found.layout}, on {found.device}, or with "
+            "fewer numbers than its shape has; plain ones are needed. Save `tensor.to_dense().float().contiguous()`."
+        )
     return without_prefix(state)
 
 
@@ -64,7 +73,8 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{path} is not a readable safetensors file ({error}). Download it again.") from error
+        reason = in_one_line(error)
+        raise ConversionError(f"{path} is not a readable safetensors file ({reason}). Download it again.") from error
 
 
 def _load_pickle(path: Path) -> object:
@@ -93,6 +103,17 @@ def _danger_in(refusal: str) -> str | None:
     return None
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the numbers lie one beside the other: not sparse, quantized, complex, or promised and not there."""
+    is_here = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    return is_here and not tensor.is_quantized and not tensor.is_complex() and _has_own_numbers(tensor)
+
+
+def _has_own_numbers(tensor: torch.Tensor) -> bool:
+    """A tensor of few bytes can claim any size, by steps of 0 from each number to the next."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def without_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Without what Lightning (`sed_model.`), data-parallel and compiling wrappers put before every name."""
     stripped: dict[str, torch.Tensor] = {}
@@ -100,8 +121,8 @@ def without_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         name = re.sub(r"^((sed_model|model|module|_orig_mod)\.)+", "", key)
         if name in stripped:
             raise ConversionError(
-                f"The checkpoint holds {name} twice, once as {key}: perhaps an average beside the weights. Save "
-                "the one to convert alone."
+                f"The checkpoint holds {in_one_line(name)} twice, once as {in_one_line(key)}: perhaps an average "
+                "beside the weights. Save the one to convert alone."
             )
         stripped[name] = tensor
     return stripped

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import PreTrainedModel
 
+from ..tables import in_one_line
 from .reading import ConversionError
 
 Renaming = tuple[str, str]  # a regular expression and what takes its place
@@ -100,11 +101,17 @@ def load_strictly(model: PreTrainedModel, renamed: Renamed, origin: str, without
             raise ConversionError(
                 f"{origin}: {original} has shape {tuple(tensor.shape)} where {tuple(wanted[key].shape)} is needed."
             )
-        if not torch.isfinite(tensor).all():
+        if not _is_finite(tensor):
             raise ConversionError(f"{origin}: {original} holds NaN or infinite numbers; the checkpoint is damaged.")
     model.load_state_dict({key: tensor for key, (_, tensor) in renamed.items()}, strict=False)
 
 
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # As float32, which the model's weights are: numbers of 8 bits cannot be asked.
+    return bool(torch.isfinite(tensor.to(torch.float32)).all())
+
+
 def named(keys: list[str], most: int = 3) -> str:
     rest = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{'an entry' if len(keys) == 1 else f'{len(keys)} entries'} ({', '.join(keys[:most])}{rest})"
+    listed = in_one_line(", ".join(keys[:most]))
+    return f"{'an entry' if len(keys) == 1 else f'{len(keys)} entries'} ({listed}{rest})"

@@ -5,7 +5,6 @@ names, and beside it the file holds what a program must know to hear as the pipe
 """
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import nn
 from ..events_htsat import EventDecoding, count_filter_steps
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..version import VERSION
+from ..whole import whole_file
 from .formats import SUFFIXES, check_onnx_is_here, quietly, run_onnx, run_program, write_onnx, write_program
 from .front_end import LogMelFrontEnd
 
@@ -77,7 +77,8 @@ def export_model(
     waveforms, features = make_noise(extractor, num_samples, 2 if dynamic_batch else 1)
     example = waveforms if input == "waveform" else features
     metadata = describe(model, extractor, num_samples)
-    with in_evaluation(module), whole_file(path) as temporary, quietly():
+    # The hidden name keeps its end, by which torch knows its programs.
+    with in_evaluation(module), whole_file(path, suffix=path.suffix) as temporary, quietly():
         if format == "onnx":
             names = [INPUT_NAMES[input]], module.output_names
             write_onnx(temporary, module, example, names, metadata, int8, dynamic_batch)
@@ -241,14 +242,3 @@ def in_evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Write beside the target and move it there; the name keeps its end, by which torch knows its programs."""
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -128,9 +129,10 @@ def run_program(path: Path, sounds: torch.Tensor) -> dict[str, torch.Tensor]:
 def read_metadata(path: Path) -> dict[str, Any]:
     """What an exported file knows beside its graph: labels, rate, length of a clip, thresholds and more."""
     if path.suffix == SUFFIXES["torch-export"]:
-        extra_files = {METADATA_FILE: ""}
-        torch.export.load(path, extra_files=extra_files)
-        return json.loads(extra_files[METADATA_FILE])
+        # An archive, in a folder of any name; torch.export.load would run the pickles that may lie in it.
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_FILE}"))
+            return json.loads(archive.read(name))
     import onnx
 
     properties = onnx.load(path, load_external_data=False).metadata_props

@@ -64,6 +64,9 @@ def write_card(
     task = next((task for task, model_class in MODEL_CLASSES.items() if isinstance(model, model_class)), None)
     if task is None:
         raise ValueError(_unknown(type(model).__name__))
+    for named in filter(None, (facts.recipe, facts.results)):
+        if not (folder / named).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder / FACTS_FILE} names {named}, which lies outside of {folder}; copy it into it.")
     subject = Subject(name or facts.repo or _name_of(folder), model.config, task, model.num_parameters())
     _write(folder, _render(folder, subject, facts, results, metadata))
 
@@ -116,7 +119,7 @@ def _read_config(folder: Path, facts: Facts) -> HTSATConfig:
             f"{FACTS_FILE} names a preset."
         )
     labels = {"id2label": dict(enumerate(facts.labels))} if facts.labels else {}
-    config = AutoConfig.from_pretrained(place, **labels)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, **labels)
     if not isinstance(config, HTSATConfig):
         raise ValueError(f"{place} holds a model of the kind {config.model_type!r}; a card describes HTS-AT alone.")
     return config

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import CommitInfo
-from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -69,12 +69,13 @@ def publish(
     with tempfile.TemporaryDirectory() as temporary:
         gathered, commit = Path(temporary), None
         left_out = gather(folder, gathered, model, extractor)
-        if not (folder / CARD_FILE).is_file():
+        has_card = (gathered / CARD_FILE).is_file()
+        if not has_card:
             type(model).card_writer(gathered, model, repo_id)
         if not dry_run:
             with hub_errors(repo_id):
                 repository = HubRepository(repo_id, None, private, revision, create_pr)
-                if not (folder / CARD_FILE).is_file():
+                if not has_card:
                     repository.fetch(CARD_FILE, gathered)
                 commit = repository.commit(gathered, message or f"Upload {type(model).__name__}")
         return Publication({path.name: path.stat().st_size for path in sorted(gathered.iterdir())}, left_out, commit)
@@ -83,7 +84,8 @@ def publish(
 def check_repo_id(repo_id: str):
     try:
         validate_repo_id(repo_id)
-    except HFValidationError as error:
+        repo_id.encode("ascii")  # early releases of huggingface_hub take the letters of every alphabet
+    except ValueError as error:
         raise PublishError(
             f"{repo_id!r} is no name for a repository; letters, digits, `-`, `_` and `.` are, as in `me/htsat-birds`."
         ) from error
@@ -163,11 +165,17 @@ def gather(folder: Path, gathered: Path, model: HTSATPreTrainedModel, extractor:
     model.save_pretrained(gathered)
     extractor.save_pretrained(gathered)
     for path in folder.iterdir():
-        if path.is_file() and (path.name in COMPANIONS or path.suffix in PICTURES):
+        if (path.name in COMPANIONS or path.suffix in PICTURES) and path.is_file() and lies_within(path, folder):
             shutil.copyfile(path, gathered / path.name)
     kept = {path.name for path in gathered.iterdir()}
     strangers = sorted(path for path in folder.iterdir() if path.name not in kept)
     return [f"{path.name}/" if path.is_dir() else path.name for path in strangers]
+
+
+def lies_within(path: Path, folder: Path) -> bool:
+    """Whether a file lies where its folder does: a link may lead to what nobody meant to publish."""
+    places = (folder, folder.resolve().parent.parent / "blobs")  # as the cache of the Hub keeps its snapshots
+    return any(path.resolve().is_relative_to(place.resolve()) for place in places)
 
 
 # ── the Hub ───────────────────────────────────────────────────────────────────────────────────────────────────────────

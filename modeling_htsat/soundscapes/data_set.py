@@ -7,8 +7,6 @@ import io
 import itertools
 import json
 import os
-import secrets
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +21,7 @@ from tqdm.auto import tqdm
 from ..processes import interrupts_ignored, process_pool
 from ..tables import DURATION_COLUMNS, EVENT_COLUMNS, write_delimited, write_json_lines, write_whole
 from ..version import VERSION
+from ..whole import whole_folder
 from .scene import Soundscape, SoundscapeSettings, find_background, find_foreground, make_soundscape
 
 CLIPS_PER_SHARD, CLIPS_PER_ROW_GROUP = 256, 32
@@ -209,25 +208,6 @@ and the settings in `dataset_info.json`. The audio is in {place}.
 | `durations.tsv` | filename, duration (s) |
 | `mixing.jsonl` | background, signal-to-noise ratios of the events in the order of `events.tsv`, attenuation |
 """
-
-
-@contextlib.contextmanager
-def whole_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to fill, which takes its place when it is full, and vanishes when that fails."""
-    output = Path(output).absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"{output} exists, and is not an empty folder; name another one, or remove it first.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if output.exists():
-            output.rmdir()
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 # ── the command line ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from transformers.modeling_utils import unwrap_model
 from transformers.trainer_callback import ExportableState
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..soundscapes.data_set import whole_folder
+from ..whole import whole_file, whole_folder
 
 logger = logging.get_logger(__name__)
 
@@ -385,15 +384,9 @@ class EMACallback(TrainerCallback, ExportableState):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """The average as a safetensors file, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         metadata = {"format": "pt", "num_updates": str(self.num_updates)}
-        try:
+        with whole_file(path) as temporary:
             save_file({name: values.contiguous() for name, values in self._begun().items()}, temporary, metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
     def read(self, path: str | os.PathLike[str], model: nn.Module) -> None:
         """Go on with the average that `write` wrote for this model."""

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ..configuration_htsat import SPECTROGRAM_VALUES
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..modeling_htsat import HTSATForSoundEventDetection, HTSATPreTrainedModel, multi_label_loss
 from ..tables import write_whole
+from ..whole import is_leftover, whole_file
 from .clips import ClipRows
 
 logger = logging.get_logger(__name__)
@@ -167,7 +167,7 @@ def _begin_or_go_on(folder: Path, description: dict[str, Any]):
                 "clips, or were asked for otherwise. Name another folder, or remove this one."
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and all(map(is_leftover, folder.iterdir()))):
         raise FileExistsError(f"{folder} exists, and holds no soft targets; name another folder, or remove it first.")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: json.dump(description, file, indent=2, ensure_ascii=False))
@@ -239,13 +239,8 @@ def _part_path(folder: Path, part: int) -> Path:
 
 def _write_part(path: Path, names: Sequence[str], probabilities: np.ndarray):
     listed = np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with whole_file(path) as temporary:
         save_file({"probabilities": probabilities, "video_ids": listed}, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _names_in(part: Any) -> list[str]:

@@ -8,22 +8,27 @@ The `.npy` files of the authors' ESC-50 and Speech Commands recipes are pickles,
 likes, and are not read; load these data sets from their own folders, as the corpora `esc50` and `speech_commands`.
 """
 
+import contextlib
 import io
 import logging
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
+from ..audio_htsat import MAX_SAMPLING_RATE
+from ..tables import in_one_line
 from .corpora.audioset import audioset_mids
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 4096  # of targets: as many rows of 527 classes are 2 MB
+MAX_BYTES_AT_ONCE = 2**29  # two million names are 40 MB; a damaged header claims any size
 SUBTYPES = {"int16": "PCM_16", "float32": "FLOAT"}  # PANNs wrote float32 before 2020
 
 
@@ -117,18 +122,21 @@ class _OpenPacks:
 
     def read(self, path: str, row: int) -> bytes:
         """One clip as a WAV file."""
-        try:
+        with _refusing_damage(path):
             waveform = self[path]["waveform"][row]
-        except OSError as error:
-            raise PackError(f"{path} is damaged in row {row}; fetch it anew.") from error
         file = io.BytesIO()
         soundfile.write(file, waveform, self.rate_of(path), format="WAV", subtype=SUBTYPES[waveform.dtype.name])
         return file.getvalue()
 
     def rate_of(self, path: str) -> int:
-        rate = self[path].attrs.get("sample_rate", self._sampling_rate)
+        with _refusing_damage(path):
+            rate = self[path].attrs.get("sample_rate", self._sampling_rate)
         if rate is None:
             raise PackError(f"{path} has no attribute sample_rate; say what it is with sampling_rate=.")
+        if np.ndim(rate) or not 1 <= rate <= MAX_SAMPLING_RATE:
+            raise PackError(
+                f"{path} has the attribute sample_rate {rate}; a number up to {MAX_SAMPLING_RATE} is needed."
+            )
         return int(rate)
 
     def _forget(self) -> None:
@@ -141,6 +149,17 @@ class _OpenPacks:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: str) -> Iterator[None]:
+    """HDF5 finds a file damaged where it is read, and h5py says so by many an exception."""
+    try:
+        yield
+    except PackError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise PackError(f"{path} is damaged ({in_one_line(error, 200)}); fetch it anew.") from error
 
 
 def _open_hdf5(path: str) -> Any:
@@ -160,6 +179,11 @@ def _open_hdf5(path: str) -> Any:
 
 
 def _read_list(packs: _OpenPacks, path: str) -> _Listed:
+    with _refusing_damage(path):
+        return _read_sound_list(packs, path)
+
+
+def _read_sound_list(packs: _OpenPacks, path: str) -> _Listed:
     file = packs[path]
     is_index = "hdf5_path" in file
     dimensions = {"audio_name": 1, "target": 2}
@@ -182,6 +206,9 @@ def _check_shapes(path: str, file: Any, dimensions: Mapping[str, int]) -> None:
             f"{path} lacks {' and '.join(missing)}; it holds {', '.join(file) or 'nothing'}. Give a pack of PANNs with "
             "waveforms, or an index of such packs."
         )
+    groups = [name for name in dimensions if not hasattr(file[name], "shape")]
+    if groups:
+        raise PackError(f"{path} has the group {groups[0]} where numbers are needed; fetch it anew.")
     shapes = {name: tuple(file[name].shape) for name in dimensions}
     right = all(len(shapes[name]) == number for name, number in dimensions.items())
     if not right or len({shape[0] for shape in shapes.values()}) > 1:
@@ -190,6 +217,15 @@ def _check_shapes(path: str, file: Any, dimensions: Mapping[str, int]) -> None:
             f"{path} has the shapes {found}; audio_name (clips,), waveform (clips, samples) and target "
             "(clips, classes) are needed."
         )
+    for name in dimensions:
+        if _bytes_at_once(file[name]) > MAX_BYTES_AT_ONCE:
+            raise PackError(f"{path} claims the shape {shapes[name]} for {name}, which no pack has; fetch it anew.")
+
+
+def _bytes_at_once(values: Any) -> int:
+    """What one read of them takes: lists are read whole, targets in blocks, waveforms row by row."""
+    rows = len(values) if values.ndim == 1 else ROWS_AT_ONCE if values.dtype.itemsize == 1 else 1
+    return rows * values.dtype.itemsize * math.prod(values.shape[1:])
 
 
 def _read_classes(target: Any) -> list[tuple[int, ...]]:
@@ -216,6 +252,7 @@ def _find_pack(said: str, index: Path) -> str:
             path = folder.joinpath(*parts[first:])
             if path.is_file() and path != index.absolute():  # index and pack may have the same name
                 return str(path)
+    said = in_one_line(said)
     raise PackError(f"{index} names the pack {said}, which is not there, nor near the index; put it beside the index.")
 
 

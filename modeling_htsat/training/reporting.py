@@ -34,6 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..tables import write_whole
 from ..version import VERSION
+from ..whole import no_room
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -492,7 +493,7 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return found
+    return found | {"torch": str(torch.__version__)}  # its build too, such as +cu130, which metadata of PyPI leave out
 
 
 def _hardware() -> dict[str, Any]:
@@ -597,13 +598,12 @@ def checkpoint_errors(output_dir: PathLike) -> Iterator[None]:
 
 def _why_not_written(error: BaseException, output_dir: PathLike) -> str | None:
     """The reason if it is a full disk, None for all other errors."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno == errno.EDQUOT or "quota exceeded" in text:
-        return f"the quota on the disk of {output_dir} is used up"
-    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left on device" in text
-    # All that `torch.save` has to say about a full disk.
-    is_cut_short = isinstance(error, RuntimeError) and re.search(r"iostream error|unexpected pos \d+ vs \d+", text)
-    return f"no space left on the disk of {output_dir}" if is_full or is_cut_short else None
+    reasons = {
+        errno.ENOSPC: f"no space left on the disk of {output_dir}",
+        errno.EDQUOT: f"the quota on the disk of {output_dir} is used up",
+        errno.EFBIG: f"the disk of {output_dir} takes no file as large",
+    }
+    return {os.strerror(number): reason for number, reason in reasons.items()}.get(no_room(error) or "")
 
 
 def last_whole_checkpoint(output_dir: PathLike, move_aside: bool = True) -> str | None:

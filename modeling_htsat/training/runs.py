@@ -224,7 +224,7 @@ def prepare(model_class: type[PreTrainedModel], arguments: RunArguments) -> Run:
     training = arguments.training
     corpora = load_splits(arguments.data)
     set_seed(training.seed)
-    extractor = AutoFeatureExtractor.from_pretrained(arguments.model.model)
+    extractor = AutoFeatureExtractor.from_pretrained(arguments.model.model, trust_remote_code=False)
     model = load_model(model_class, arguments.model, corpora["train"])
     data_sets = make_data_sets(corpora, extractor, model, arguments)
     with_events = any(data_set.with_frames for name, data_set in data_sets.items() if name != "train")
@@ -267,7 +267,7 @@ def load_splits(data: DataArguments) -> dict[str, Corpus]:
 
 def load_model(model_class: type[PreTrainedModel], model: ModelArguments, corpus: Corpus) -> PreTrainedModel:
     """Weights where there are some, a new head where the labels are others, and random ones for a preset."""
-    config = AutoConfig.from_pretrained(model.model)
+    config = AutoConfig.from_pretrained(model.model, trust_remote_code=False)
     is_same = set(config.id2label.values()) == set(corpus.label_names)
     # The same labels in another order stay in the model's, which its head was trained in.
     id2label = config.id2label if is_same else dict(enumerate(corpus.label_names))

@@ -81,7 +81,7 @@ class ShardRows:
         group = self._groups[number]
         row = index - int(self._ends[number]) + group.num_rows
         table = self._read_group(number)
-        return _complete(table.slice(row, 1).to_pylist()[0], group.file, group.row_in_file + row)
+        return _complete(_to_rows(table.slice(row, 1), group.file)[0], group.file, group.row_in_file + row)
 
     def without_audio(self) -> list[dict[str, Any]]:
         if self._labels is None:
@@ -202,7 +202,7 @@ def _read_without_audio(file: str) -> pyarrow.Table:
 
 
 def _clips_without_audio(table: pyarrow.Table, file: str) -> list[dict[str, Any]]:
-    rows = table.to_pylist() if table.num_columns else [{} for _ in range(table.num_rows)]
+    rows = _to_rows(table, file) if table.num_columns else [{} for _ in range(table.num_rows)]
     clips = [_complete(row, file, number) for number, row in enumerate(rows)]
     for clip in clips:
         del clip["audio"]
@@ -210,6 +210,13 @@ def _clips_without_audio(table: pyarrow.Table, file: str) -> list[dict[str, Any]
             # AudioSet has millions of labels and few hundred names: each need not be in memory more than once.
             clip[column] = None if clip[column] is None else [sys.intern(name) for name in clip[column]]
     return clips
+
+
+def _to_rows(table: pyarrow.Table, file: str) -> list[dict[str, Any]]:
+    try:
+        return table.to_pylist()
+    except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
+        raise ShardError(f"{file} is damaged ({_first_line(error)}); give another, or fetch it anew.") from error
 
 
 def _complete(row: Mapping[str, Any], file: str, number: int) -> dict[str, Any]:
@@ -240,10 +247,17 @@ def _retried(read: Callable[[], Result], file: str) -> Result:
         except ShardError:
             raise
         except Exception as error:  # what the libraries behind fsspec raise has no ancestor in common
-            if isinstance(error, _HOPELESS) or pause is None:
+            if pause is None or _is_hopeless(error, file):
                 raise ShardError(_sentence(error, file)) from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_hopeless(error: Exception, file: str) -> bool:
+    """Whether it will be the same the next time; what pyarrow finds damaged in a file that lies here stays damaged."""
+    is_damage = isinstance(error, (pyarrow.ArrowException, UnicodeDecodeError))
+    is_damage = is_damage or (type(error) is OSError and error.errno is None)
+    return isinstance(error, _HOPELESS) or (is_damage and "://" not in file)
 
 
 def _sentence(error: Exception, file: str) -> str:
@@ -255,7 +269,7 @@ def _sentence(error: Exception, file: str) -> str:
         return (
             f"{file} needs a package that is not installed ({_first_line(error)}); install it, or copy the file here."
         )
-    tries = "" if isinstance(error, _HOPELESS) else f" after {len(RETRY_PAUSES_SECONDS) + 1} attempts"
+    tries = "" if _is_hopeless(error, file) else f" after {len(RETRY_PAUSES_SECONDS) + 1} attempts"
     return f"The shard {file} could not be read{tries} ({_first_line(error)}); check the file, or the network."
 
 

@@ -48,7 +48,13 @@ def load_corpus(kind: str, location: str | os.PathLike[str], split: str, **optio
     for name in options:
         if name not in known:
             raise ValueError(f"The corpus {kind} has no option {name!r}; {nearest(name, known)}")
-    return CORPORA[kind](location, split, **options)
+    try:
+        return CORPORA[kind](location, split, **options)
+    except ValueError as error:
+        if os.fspath(location) in str(error):
+            raise
+        # Some sentences are about clips, and do not know which corpus has them.
+        raise ValueError(f"{os.fspath(location)}: {error}") from error
 
 
 def corpus_options(texts: Sequence[str], split: str | None = None) -> dict[str, Any]:
@@ -63,8 +69,16 @@ def corpus_options(texts: Sequence[str], split: str | None = None) -> dict[str, 
             known = ", ".join(SPLITS) if split else "none, as all splits are treated alike here"
             raise ValueError(f"The corpus option {text!r} is for the split {of_split!r}; known are {known}.")
         if not is_for_one or of_split == split:
-            options[plain_name] = yaml.safe_load(value)
+            options[plain_name] = _plain_value(text, value)
     return options
+
+
+def _plain_value(text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"The corpus option {text!r} is no plain value ({said}); put quotes around it.") from error
 
 
 __all__ = ["CORPORA", "corpus_options", "load_corpus"]

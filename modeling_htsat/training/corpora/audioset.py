@@ -5,7 +5,6 @@ wrote.
 """
 
 import csv
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from .listing import (
     name_classes,
     name_or_folder,
     nearest,
+    read_description,
     repeated_names,
 )
 
@@ -114,7 +114,7 @@ def _load(builder: DatasetBuilder, split: str) -> ClipRows:
 
 def _described_labels(folder: Path) -> Sequence[str] | None:
     path = folder / "dataset_info.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("labels") if path.exists() else None
+    return read_description(path).get("labels") if path.exists() else None
 
 
 def _divided(

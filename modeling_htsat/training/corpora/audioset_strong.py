@@ -1,13 +1,15 @@
 """AudioSet's strong labels: when which of 456 sounds occur in some 120,000 of its ten-second clips."""
 
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from ...audio_htsat import list_audio_files
+from ...tables import in_one_line
 from ..clips import Corpus, make_clip
-from .listing import check_missing, existing, make_corpus, read_table
+from .listing import check_missing, existing, make_corpus, read_lines, read_table
 
 TABLES = {"train": "audioset_train_strong.tsv", "test": "audioset_eval_strong.tsv"}
 COLUMNS = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
@@ -55,7 +57,7 @@ def load_audioset_strong(
 
 def _read_names(path: Path) -> dict[str, str]:
     """MID -> name; a name that two classes have is told apart by the MID."""
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.split("\t") for line in read_lines(path)]
     names: dict[str, str] = {}
     for mid, name in (line for line in lines if len(line) == 2 and line[0] != "mid"):
         names[mid.strip()] = f"{name.strip()} ({mid.strip()})" if name.strip() in names.values() else name.strip()
@@ -69,17 +71,24 @@ def _read_clips(table: Path, names: dict[str, str], sounds: dict[str, Path], ski
     for number, row in enumerate(read_table(table, COLUMNS), start=2):
         segment, begin, end, mid = (row[column] for column in COLUMNS)
         if mid not in names:
-            raise ValueError(f"{table}, row {number}: the label {mid!r} is not in {NAMES}; take both of one release.")
-        try:
-            events[segment].append((float(begin), float(end), mid))
-        except ValueError:
-            raise ValueError(
-                f"{table}, row {number}: {begin!r} and {end!r} must be seconds; correct the row."
-            ) from None
+            label = in_one_line(mid, 80)
+            raise ValueError(f"{table}, row {number}: the label {label!r} is not in {NAMES}; take both of one release.")
+        events[segment].append((*_times(begin, end, f"{table}, row {number}"), mid))
     found = {segment: _find(segment, sounds) for segment in events}
     folder = Path(os.path.commonpath([path.parent for path in sounds.values()]))
     check_missing([name for name, path in found.items() if path is None], len(found), folder, table, skip)
     return [_clip(name, path, events[name], names) for name, path in found.items() if path is not None]
+
+
+def _times(begin: str, end: str, place: str) -> tuple[float, float]:
+    try:
+        times = float(begin), float(end)
+    except ValueError:
+        times = (math.nan, math.nan)
+    if not 0 <= times[0] <= times[1] < math.inf:
+        given = in_one_line(f"{begin!r} and {end!r}", 80)
+        raise ValueError(f"{place}: {given} must be seconds, the end not before the beginning; correct the row.")
+    return times
 
 
 def _find(segment: str, sounds: dict[str, Path]) -> Path | None:

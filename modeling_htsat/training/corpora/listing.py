@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import json
 import logging
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...audio_htsat import AUDIO_SUFFIXES, list_audio_files
+from ...tables import in_one_line
 from ..clips import SPLITS, Corpus, make_clip, rows_in_memory, split_by_name
 
 logger = logging.getLogger(__name__)
@@ -56,22 +58,41 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num} cannot be read: {error}.") from error
+            raise ValueError(f"{path}, line {reader.line_num} cannot be read: {in_one_line(error)}.") from error
     missing = [column for column in columns if column not in header]
     if missing:
-        raise ValueError(
-            f"{path} lacks the column {' and '.join(missing)}; its header reads {', '.join(header) or 'nothing'}."
-        )
+        found = in_one_line(", ".join(header)) or "nothing"
+        raise ValueError(f"{path} lacks the column {' and '.join(missing)}; its header reads {found}.")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise ValueError(f"{path}: row {number} and the header have different numbers of cells; correct the row.")
     return rows
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text that hold something."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What `dataset_info.json` says of a corpus, in which `labels` are names, if they are there."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or brackets in brackets without end
+        raise ValueError(f"{path} cannot be read as JSON ({in_one_line(error)}); make the corpus anew.") from error
+    labels = content.get("labels", []) if isinstance(content, dict) else None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{path} is no description of a corpus, with its `labels` as a list; make the corpus anew.")
+    return content
+
+
 def find_listed(names: Iterable[str], folder: Path, table: Path, skip_missing: bool = False) -> dict[str, Path]:
     """Where the files are that a table lists."""
     paths = {name: folder / name for name in names}
-    found = {name: path for name, path in paths.items() if path.is_file()}
+    found = {name: path for name, path in paths.items() if os.path.isfile(path)}  # False for names that are too long
     check_missing([name for name in paths if name not in found], len(paths), folder, table, skip_missing)
     return found
 
@@ -79,7 +100,7 @@ def find_listed(names: Iterable[str], folder: Path, table: Path, skip_missing: b
 def check_missing(missing: Sequence[str], num_listed: int, folder: Path, table: Path, skip_missing: bool) -> None:
     if not missing:
         return
-    some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    some = in_one_line(", ".join(missing[:3])) + (", ..." if len(missing) > 3 else "")
     finding = f"{len(missing)} of the {num_listed} sounds that {table} lists are not in {folder}: {some}"
     if not skip_missing or len(missing) == num_listed:
         remedy = "put them there" if len(missing) == num_listed else "put them there, or say skip_missing=True"
@@ -112,7 +133,7 @@ def checked_split(name: str) -> str:
     """The split that a folder or a table calls by this name."""
     split = OTHER_SPLIT_NAMES.get(name.strip().lower(), name.strip().lower())
     if split not in SPLITS:
-        raise ValueError(f"{name!r} is the name of no split; {nearest(split, SPLITS)}")
+        raise ValueError(f"{in_one_line(name, 80)!r} is the name of no split; {nearest(split, SPLITS)}")
     return split
 
 
@@ -148,7 +169,8 @@ def make_corpus(
 ) -> Corpus:
     """One split of the clips of all splits, which together say what the classes are."""
     if repeated := repeated_names(clips):
-        raise ValueError(f"{repeated[0]} clips are listed more than once, {repeated[1]!r} for example; list each once.")
+        example = in_one_line(repeated[1], 80)
+        raise ValueError(f"{repeated[0]} clips are listed more than once, {example!r} for example; list each once.")
     names = name_classes(clips, label_names)
     indices = indices_of_split(clips, split, given_splits, **division)
     return Corpus(rows_in_memory([clips[index] for index in indices]), names)
@@ -173,11 +195,11 @@ def name_classes(clips: Iterable[Clip], label_names: Sequence[str] | None = None
         stranger = next((name for name in found if name not in set(names)), None)
         if stranger is not None:
             raise ValueError(
-                f"The clip {found[stranger]!r} has the label {stranger!r}, which is no class of this corpus; "
-                f"{nearest(stranger, names)}"
+                f"The clip {in_one_line(found[stranger], 80)!r} has the label {in_one_line(stranger, 80)!r}, which is "
+                f"no class of this corpus; {in_one_line(nearest(stranger, names))}"
             )
     if not names or "" in names or len(set(names)) < len(names):
-        raise ValueError(f"Classes need names that are not empty, each once; these are {names}.")
+        raise ValueError(f"Classes need names that are not empty, each once; these are {in_one_line(names)}.")
     return tuple(names)
 
 
@@ -243,6 +265,8 @@ __all__ = [
     "name_classes",
     "name_or_folder",
     "nearest",
+    "read_description",
+    "read_lines",
     "read_table",
     "repeated_names",
 ]

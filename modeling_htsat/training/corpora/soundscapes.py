@@ -1,13 +1,12 @@
 """The synthetic benchmark that `htsat soundscapes` makes: ten-second scenes whose events are known to the sample."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ...tables import read_events
 from ..clips import SPLITS, Corpus
-from .listing import checked_split, existing, find_listed, make_corpus, make_strong_clip
+from .listing import checked_split, existing, find_listed, make_corpus, make_strong_clip, read_description
 
 LABELS = ("strong", "weak")
 
@@ -62,7 +61,7 @@ def _folders(location: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
 
 def _description(folder: Path) -> dict[str, Any]:
     existing(folder, "dataset_info.json")
-    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    info = read_description(folder / "dataset_info.json")
     if info.get("format") != "flac" or "labels" not in info or "split_name" not in info:
         raise ValueError(
             f"{folder} holds no soundscapes in FLAC files; load parquet as the corpus `audioset`, or make soundscapes "
@@ -75,7 +74,7 @@ def _check_different(folders: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     """The same seed and split name make the same clips, on which no model can be tested that has heard them."""
     seen: dict[tuple[Any, Any], Path] = {}
     for folder, info in folders.values():
-        made_from = (info.get("seed"), info["split_name"])
+        made_from = (str(info.get("seed")), str(info["split_name"]))
         other = seen.setdefault(made_from, folder)
         if other != folder:
             raise ValueError(

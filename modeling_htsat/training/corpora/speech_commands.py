@@ -1,10 +1,9 @@
 """Speech Commands: single spoken words of a second, 35 of them in version 2."""
 
 import os
-from pathlib import Path
 
 from ..clips import Corpus, make_clip
-from .listing import check_missing, class_folders, existing, make_corpus
+from .listing import check_missing, class_folders, existing, make_corpus, read_lines
 
 SPLIT_LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 
@@ -22,15 +21,11 @@ def load_speech_commands(location: str | os.PathLike[str], split: str) -> Corpus
     }
     split_of: dict[str, str] = {}
     for name, list_name in SPLIT_LISTS.items():
-        listed = _read_list(folder / list_name)
+        listed = [line.strip() for line in read_lines(folder / list_name)]
         check_missing([file for file in listed if file not in words], len(listed), folder, folder / list_name, False)
         split_of |= dict.fromkeys(listed, name)
     clips = [make_clip(name, path, [word]) for name, (path, word) in words.items()]
     return make_corpus(clips, split, [split_of.get(name, "train") for name in words], validation_share=0.0)
-
-
-def _read_list(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 __all__ = ["load_speech_commands"]
