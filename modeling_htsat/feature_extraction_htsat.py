@@ -31,6 +31,9 @@ FREE_VALUES = ("short_clips", "padding_value", "return_attention_mask")
 SILENCE_DECIBELS = -100.0  # 10 log10 of the smallest power that the authors keep, 1e-10
 MAX_DECIBELS = 10_000  # float32 ends at 385
 FRAMES_PER_BLOCK = 4096  # bounds the memory of the Fourier transform: 41 s of sound, 17 MB a clip
+# On a processor less, and of all clips together: 4 MB stay in its caches, and the memory is not mapped anew every time.
+FRAMES_AT_ONCE = 1024
+FEWEST_FRAMES = 64
 MAX_SAMPLE = 1e15  # of floats, where full scale is 1; from about 1e17 on, powers overflow float32
 PCM_FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31}
 
@@ -312,8 +315,10 @@ class HTSATFeatureExtractor(HTSATHubMixin, SequenceFeatureExtractor):
 
     def _log_mel_blocks(self, waveforms: torch.Tensor) -> Iterator[torch.Tensor]:
         num_frames = 1 + (waveforms.shape[-1] - self.window_length) // self.hop_length
-        for first_frame in range(0, num_frames, FRAMES_PER_BLOCK):
-            last_frame = min(first_frame + FRAMES_PER_BLOCK, num_frames) - 1
+        on_processor = max(FRAMES_AT_ONCE // len(waveforms), FEWEST_FRAMES)
+        block = on_processor if waveforms.device.type == "cpu" else FRAMES_PER_BLOCK
+        for first_frame in range(0, num_frames, block):
+            last_frame = min(first_frame + block, num_frames) - 1
             samples = slice(first_frame * self.hop_length, last_frame * self.hop_length + self.window_length)
             yield self._log_mel(waveforms[:, samples])
 
@@ -329,7 +334,8 @@ class HTSATFeatureExtractor(HTSATHubMixin, SequenceFeatureExtractor):
                 center=False,
                 return_complex=True,
             )
-            power = torch.view_as_real(spectrum).square().sum(-1)  # (batch, frequencies, frames)
+            # Not `view_as_real(...).square().sum(-1)`, as sums over two numbers take eight times as long.
+            power = spectrum.real.square() + spectrum.imag.square()  # (batch, frequencies, frames)
             mel_power = self.mel_filters.to(device) @ power  # (batch, mels, frames)
             return mel_power.clamp_(min=1e-10).log10_().mul_(10).transpose(1, 2)  # (batch, frames, mels)
 

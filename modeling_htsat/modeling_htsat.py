@@ -531,14 +531,14 @@ def plan_windows(config: HTSATConfig, num_frames: torch.Tensor, max_frames: int)
     window_counts = 1 + (last_start + hop - 1) // hop
     window = torch.arange(max_windows, device=num_frames.device)
     starts = (window * hop).minimum(last_start[:, None])  # (batch, windows)
-    is_encoded = window < window_counts[:, None]
-    if max_windows == 1 or torch.compiler.is_compiling():
-        is_encoded = torch.ones_like(is_encoded)  # sizes that depend on data would not compile
-        rows = torch.arange(starts.shape[0], device=starts.device).repeat_interleave(max_windows)
+    if max_windows == 1 or torch.compiler.is_compiling():  # sizes that depend on data would not compile
+        slots = torch.arange(starts.numel(), device=starts.device).view_as(starts)
+        rows = torch.arange(starts.shape[0], device=starts.device)[:, None].expand_as(starts).flatten()
         first_steps = starts.flatten()
     else:
+        is_encoded = window < window_counts[:, None]
+        slots = (is_encoded.flatten().cumsum(0) - 1).view_as(starts)
         rows, first_steps = is_encoded.nonzero()[:, 0], starts[is_encoded]
-    slots = (is_encoded.flatten().cumsum(0) - 1).view_as(starts)
     return WindowPlan(starts, window_counts, config.num_steps + last_start, total_steps, rows, first_steps, slots)
 
 

@@ -48,7 +48,8 @@ def _scaled(noise: np.ndarray, key: str, kind: str) -> np.ndarray:
         return 1 + 0.1 * noise
     if kind == "bias":
         return (0.1 if key.startswith("bn0") else 0.05) * noise
-    return noise * (1.0 / np.sqrt(math.prod(noise.shape[1:])))
+    # In 64 bits by name: releases of NumPy before 2.0 would multiply in 32.
+    return noise.astype(np.float64) * (1.0 / np.sqrt(math.prod(noise.shape[1:])))
 
 
 def make_sound(samples: int, sampling_rate: int, seed: int) -> np.ndarray:

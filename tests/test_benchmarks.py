@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -194,7 +195,7 @@ def test_a_smoke_run_writes_tables_with_all_rows_and_then_compares(tmp_path, in_
         expected += [("long recordings", case, name) for name in ("ours", recordings.TEN_SECONDS)]
         expected.append(("long recordings, memory", case, "ours"))
     assert [row.key for row in found.rows] == expected
-    assert found.versions["torch"] == torch.__version__ and found.hardware and found.date
+    assert found.versions["torch"] == version("torch") and found.hardware and found.date
 
     for row in found.rows:
         assert row.value is None or row.value >= 0, row

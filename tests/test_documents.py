@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -378,10 +379,13 @@ def test_every_figure_is_small_shown_with_words_and_drawn_by_the_script(tmp_path
     assert max(path.stat().st_size for path in FIGURES) < MAX_FIGURE_BYTES
     monkeypatch.setattr("sys.argv", ["draw.py", "--output", str(tmp_path)])
     load_file(DOCS / "figures" / "draw.py").main()
+    # Other releases of Matplotlib set letters elsewhere, and differ by up to 11 of 255.
+    drawn_with = re.search(r"^matplotlib==(\S+); python_version >=", (ROOT / "constraints.txt").read_text(), re.M)[1]
+    limit = 3 if version("matplotlib") == drawn_with else 16
     assert {path.name for path in tmp_path.iterdir()} == set(shown)
     for path in FIGURES:
         kept, drawn = (
             np.asarray(Image.open(place / path.name).convert("RGB"), int) for place in (path.parent, tmp_path)
         )
         assert kept.shape == drawn.shape
-        assert np.abs(kept - drawn).mean() < 3, f"{path.name}: run `python docs/figures/draw.py`"
+        assert np.abs(kept - drawn).mean() < limit, f"{path.name}: run `python docs/figures/draw.py`"

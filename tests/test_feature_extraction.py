@@ -107,14 +107,21 @@ def test_fifty_seconds_equal_one_single_fourier_transform(plain, make_sound, mon
     assert features.shape == expected.shape == (5001, 64)
     assert np.abs(features - expected).max() < 1e-3
     assert len(frames_at_once) > 1  # it did cross a block
-    assert max(frames_at_once) <= module.FRAMES_PER_BLOCK
+    assert max(frames_at_once) <= module.FRAMES_AT_ONCE
 
 
 def test_block_borders_leave_no_trace(plain, make_sound, monkeypatch):
     clips = [make_sound(length, seed) for seed, length in enumerate((9_000, 4_321, 513))]
     whole = plain(clips, RATE)
-    monkeypatch.setattr(module, "FRAMES_PER_BLOCK", 5)
+    blocks = []
+    compute = HTSATFeatureExtractor._log_mel
+    monkeypatch.setattr(
+        HTSATFeatureExtractor, "_log_mel", lambda self, samples: blocks.append(samples.shape) or compute(self, samples)
+    )
+    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 15)  # of all three clips together
+    monkeypatch.setattr(module, "FEWEST_FRAMES", 1)
     in_blocks = plain(clips, RATE)
+    assert len(blocks) == 6 and max(blocks) == (3, 4 * 320 + 1024)
     assert np.allclose(in_blocks["input_features"], whole["input_features"], atol=1e-4)
     assert np.array_equal(in_blocks["attention_mask"], whole["attention_mask"])
 

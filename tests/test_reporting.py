@@ -139,6 +139,8 @@ def test_on_a_terminal_a_bar_shows_loss_rate_and_speed(make_trainer, monkeypatch
         def isatty(self):
             return True
 
+    monkeypatch.setenv("COLUMNS", "200")  # else a high speed is so many digits that the bar is cut off
+    monkeypatch.setenv("LINES", "50")
     screen, out = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", out)

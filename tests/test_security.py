@@ -206,7 +206,12 @@ def test_parquet_brings_no_pickle_in(canary, tmp_path):
     path = hostile_parquet(tmp_path / "train-00000-of-00001.parquet", canary)
     assert ShardRows([path])[0]["video_id"] == "a"
     assert len(find_recordings(str(path)).names) == 3
-    assert load_corpus("hub", tmp_path, "train", validation_share=0, test_share=0).label_names == ("dog",)
+    try:
+        corpus = load_corpus("hub", tmp_path, "train", validation_share=0, test_share=0)
+    except ValueError as error:
+        assert "UnknownExtensionType" in str(error)  # releases of pyarrow that know such types, and make none of them
+    else:
+        assert corpus.label_names == ("dog",)
 
 
 @pytest.mark.parametrize("kind", ["script", "pickle", "tar", "builder"])

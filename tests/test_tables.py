@@ -324,8 +324,8 @@ def test_classes_outside_the_macro_row_are_marked(save, three_tables):
 
 def test_a_sentence_shows_what_a_table_says_in_one_readable_line(tmp_path):
     path = tmp_path / "odd.tsv"
-    path.write_text("filename\tdu\x00ration\x1b[2J" + "9" * 5000 + "\n", encoding="utf-8")
+    path.write_text("filename\tdu\x01ration\x1b[2J" + "9" * 5000 + "\n", encoding="utf-8")
     with pytest.raises(tables.TableError) as caught:
         tables.read_durations(path)
-    assert str(caught.value).startswith(f"{path}, line 1: ") and r"du\x00ration\x1b[2J999" in str(caught.value)
+    assert str(caught.value).startswith(f"{path}, line 1: ") and r"du\x01ration\x1b[2J999" in str(caught.value)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600 + len(str(path))
