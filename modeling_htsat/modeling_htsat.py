@@ -727,7 +727,9 @@ class HTSATModel(HTSATPreTrainedModel):
                 " is needed, none of them empty. HTSATFeatureExtractor makes it from waveforms."
             )
         if attention_mask is None:
-            return torch.full(input_features.shape[:1], input_features.shape[1], device=input_features.device)
+            # With its type, which older exporters would not guess.
+            full = {"dtype": torch.int64, "device": input_features.device}
+            return torch.full(input_features.shape[:1], input_features.shape[1], **full)
         if attention_mask.shape != input_features.shape[:2]:
             raise ValueError(
                 f"`attention_mask` has shape {tuple(attention_mask.shape)}; that of the frames, "

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 from modeling_htsat import HTSATConfig, HTSATFeatureExtractor
 
 torch.set_num_threads(1)  # tests are small, and share their machine
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; what is tested needs Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 VERBOSITY = transformers_logging.get_verbosity()
 
 # Four stages of 32, 16, 8 and 4 tokens a side under windows of 4: the first two have a shifted block, the last is one
