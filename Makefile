@@ -57,7 +57,7 @@ style: $(READY)
 cards: $(READY)
 	$(BIN)/htsat card model_cards/*/
 
-# About 25 minutes on two cores, which should have nothing else to do; peers to compare with are installed first.
+# About 15 minutes on two cores, which should have nothing else to do; peers to compare with are installed first.
 bench: $(READY)
 	$(INSTALL) --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python -m benchmarks.speed

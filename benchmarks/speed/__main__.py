@@ -1,6 +1,6 @@
 """How fast, beside peers and beside what the machine could do? `make bench`, or `python -m benchmarks.speed`.
 
-On two cores it takes about 25 minutes, which are to be spent on a quiet machine; `--quick` is a smoke run of seconds
+On two cores it takes about 15 minutes, which are to be spent on a quiet machine; `--quick` is a smoke run of seconds
 with tiny models, whose figures say nothing. Writes `benchmarks/speed.json` and `speed.md` (on a GPU `speed_gpu.*`),
 and prints the difference to what these held before.
 """

@@ -35,8 +35,8 @@ class Scale:
     threads: tuple[int, ...] = (1, 2)
     batches: tuple[int, ...] = (1, 4, 16)
     memory_batches: tuple[int, ...] = (1, 4, 16)
-    most_ast_clips: int = 4  # end to end; 16 clips take AST half a minute on one thread, of each round
-    pace: Pace = field(default_factory=lambda: Pace(15))
+    most_ast_clips: int = 4  # 16 take it half a minute on one thread, of each round
+    pace: Pace = field(default_factory=lambda: Pace(6))
     product_size: int = 2048
     recordings: dict[str, int] = field(
         default_factory=lambda: {"10 s": 10, "1 min": 60, "10 min": 600, "1 h": 3600}  # names to seconds

@@ -83,8 +83,9 @@ def with_8_bits(graph: Any) -> Any:
 
     kept = [node.name for node in graph.graph.node if is_of_front_end(node)]
     with tempfile.TemporaryDirectory() as folder:
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        quant_pre_process(graph, prepared, skip_optimization=True, skip_symbolic_shape=True)
+        whole, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("whole", "prepared", "quantized"))
+        onnx.save(graph, whole)  # given as it is, older runtimes lose it
+        quant_pre_process(whole, prepared, skip_optimization=True, skip_symbolic_shape=True)
         quantize_dynamic(
             prepared,
             quantized,
