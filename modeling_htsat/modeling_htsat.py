@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -39,7 +40,8 @@ CUBIC_A = -0.75  # the constant of PyTorch's bicubic interpolation
 # Beyond 32 MB, the C library maps memory anew for every tensor, and each 4 KB of it costs a page fault. An MLP holds
 # four times as many numbers as its tokens.
 NUMBERS_AT_ONCE = 2**20
-CONVOLUTIONS_ARE_FAST = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+HAS_VECTORS = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+ONEDNN_IS_FAST = torch.backends.mkldnn.is_available() and HAS_VECTORS and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 # ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,8 +167,11 @@ class HTSATIndexes(nn.Module):
 
 
 def is_eager(tensor: torch.Tensor) -> bool:
-    """Whether PyTorch runs this as it stands, on a processor: compilers and exporters know better by themselves."""
-    return tensor.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    """Whether PyTorch runs this as it stands, on a processor: compilers and exporters know better by themselves, and
+    who watches or transforms operators (a counter of FLOPs, `torch.func`) knows only the usual ones."""
+    is_translated = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    is_plain_run = not (is_translated or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active())
+    return tensor.device.type == "cpu" and is_plain_run
 
 
 def join_parts(parts: Sequence[Any]) -> Any:
@@ -323,28 +328,43 @@ def eager_attention_forward(
     return (dropped @ value).transpose(1, 2), probabilities
 
 
-class HTSATLinear(nn.Linear):
-    """`nn.Linear`, where PyTorch runs it on a processor as a convolution of one pixel: the same sums in less time.
+class OneDNNLinear(torch.autograd.Function):
+    """A linear layer by oneDNN, by an operator that PyTorch keeps for its compiler and that has no gradients itself."""
 
-    PyTorch leaves float32 products to MKL, which on processors other than Intel's does without AVX-512, and
-    convolutions to oneDNN, which writes its own machine code: on an AMD EPYC twice as fast (`benchmarks/README.md`).
+    @staticmethod
+    def forward(ctx, tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(tokens, weight)
+        return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tokens, weight = ctx.saved_tensors
+        wants_tokens, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            OneDNNLinear.apply(gradient, weight.t(), None) if wants_tokens else None,
+            OneDNNLinear.apply(gradient.t(), tokens.t(), None) if wants_weight else None,
+            gradient.sum(0) if wants_bias else None,
+        )
+
+
+class HTSATLinear(nn.Linear):
+    """`nn.Linear`, which on a processor goes to oneDNN where PyTorch would ask MKL: the same sums in less time.
+
+    MKL does without AVX-512 on processors other than Intel's; oneDNN writes its machine code for the one that it finds:
+    on an AMD EPYC twice as fast (`benchmarks/README.md`).
     """
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if not self._suits_convolution(tokens):
+        if not self._suits_onednn(tokens):
             return super().forward(tokens)
-        num_tokens = tokens.numel() // self.in_features
-        side = 8 if num_tokens >= 1024 else 4
-        if num_tokens < 16 * side**2 or num_tokens % side**2:  # with one thread, fewer than 16 images are slow
-            return super().forward(tokens)
-        images = tokens.reshape(-1, side, side, self.in_features).permute(0, 3, 1, 2)  # stays as it is in memory
-        images = F.conv2d(images, self.weight[:, :, None, None], self.bias)
-        return images.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], self.out_features)
+        rows = OneDNNLinear.apply(tokens.reshape(-1, self.in_features), self.weight, self.bias)
+        return rows.view(*tokens.shape[:-1], self.out_features)
 
-    def _suits_convolution(self, tokens: torch.Tensor) -> bool:
+    def _suits_onednn(self, tokens: torch.Tensor) -> bool:
         is_plain = type(self.weight) is nn.Parameter  # neither sharded nor quantized
-        is_float32 = tokens.dtype == self.weight.dtype == torch.float32
-        return CONVOLUTIONS_ARE_FAST and torch.backends.mkldnn.enabled and is_plain and is_float32 and is_eager(tokens)
+        is_float32 = tokens.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        is_usual = is_plain and is_float32 and tokens.numel() > 0 and is_eager(tokens)
+        return ONEDNN_IS_FAST and torch.backends.mkldnn.enabled and is_usual
 
 
 class HTSATAttention(nn.Module):
@@ -409,6 +429,7 @@ class HTSATBlock(GradientCheckpointingLayer):
         self.attention = HTSATAttention(config, dim, config.num_heads[stage], window)
         self.mlp_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.mlp = HTSATMLP(config, dim)
+        self._known_bias: tuple[torch.Tensor, torch.Tensor] | None = None  # a table and what was made of it
 
     def forward(
         self, tokens: torch.Tensor, windowing: HTSATWindowing, output_attentions: bool = False
@@ -421,12 +442,22 @@ class HTSATBlock(GradientCheckpointingLayer):
     def attend(
         self, tokens: torch.Tensor, windowing: HTSATWindowing, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        bias = windowing.attention_bias(self.attention.relative_position_bias_table, self.is_shifted)
+        bias = self._attention_bias(windowing)
         shifted = windowing.shift(tokens) if self.is_shifted else tokens
         windows = shifted.reshape(-1, windowing.window**2, tokens.shape[-1])
         attended, attentions = self.attention(windows, bias, output_attentions)
         attended = attended.view_as(tokens)
         return windowing.unshift(attended) if self.is_shifted else attended, attentions
+
+    def _attention_bias(self, windowing: HTSATWindowing) -> torch.Tensor:
+        """Without gradients it is made once, and again when the table is another: to compare some numbers is cheap."""
+        table = self.attention.relative_position_bias_table
+        if torch.is_grad_enabled() or not is_eager(table):
+            return windowing.attention_bias(table, self.is_shifted)
+        known = self._known_bias
+        if known is None or known[0].dtype != table.dtype or not torch.equal(known[0], table):
+            known = self._known_bias = (table.clone(), windowing.attention_bias(table, self.is_shifted))
+        return known[1]
 
 
 class HTSATPatchMerging(nn.Module):

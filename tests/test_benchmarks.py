@@ -64,10 +64,10 @@ def test_who_could_not_take_part_keeps_a_row_that_says_why():
 
 
 def test_the_floor_is_the_models_arithmetic_at_the_rate_of_the_faster_library():
-    samples = {"ours": [5.0], "torch.mm": [4.0, 3.0, 9.0], "convolution": [2.0, 1.0, 8.0]}
+    samples = {"ours": [5.0], "torch.mm": [4.0, 3.0, 9.0], "oneDNN": [2.0, 1.0, 8.0]}
     floored, note = processor.put_floor(samples, flops=3 * contestants.floor_flops(64), size=64)
     assert floored == {"ours": [5.0], FLOOR: [6.0, 3.0, 24.0]}
-    assert note.endswith("by convolution")
+    assert note.endswith("by oneDNN")
 
 
 def test_the_floor_counts_every_product_of_the_encoder_and_grows_with_the_batch():

@@ -1,26 +1,32 @@
 """What the model does faster on a processor gives what the plain way gives, and steps aside where it does not fit."""
 
+import copy
+
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_htsat import HTSATForSoundEventDetection, HTSATModel
 from modeling_htsat import modeling_htsat as module
 
 
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch was built without oneDNN")
+
+
 @pytest.fixture
-def convolutions(monkeypatch) -> list[tuple[int, ...]]:
-    """The shapes of the images that `HTSATLinear` convolves, as if this machine's convolutions were fast."""
+def products(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes of the tokens that `HTSATLinear` gives to oneDNN, as if it were fast on this machine."""
     shapes = []
-    convolve = F.conv2d
+    forward = module.OneDNNLinear.forward
 
-    def remember(images, *args, **kwargs):
-        shapes.append(tuple(images.shape))
-        return convolve(images, *args, **kwargs)
+    def remember(ctx, tokens, *args):
+        shapes.append(tuple(tokens.shape))
+        return forward(ctx, tokens, *args)
 
-    monkeypatch.setattr(module, "CONVOLUTIONS_ARE_FAST", True)
-    monkeypatch.setattr(module.F, "conv2d", remember)
+    monkeypatch.setattr(module, "ONEDNN_IS_FAST", HAS_ONEDNN)
+    monkeypatch.setattr(module.OneDNNLinear, "forward", staticmethod(remember))
     return shapes
 
 
@@ -31,41 +37,78 @@ def make_linears(inputs: int, outputs: int, bias: bool = True) -> tuple[module.H
     return ours, plain
 
 
-@pytest.mark.parametrize("shape", [(4, 64), (5, 3, 16), (1024,), (16, 65), (17, 64), (2, 33, 64)])
+def make_tokens(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(4, 64), (5, 3, 16), (1024,), (1,), (), (0, 3)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_of_one_pixel_is_a_linear_layer_forward_and_backward(convolutions, shape, bias):
+def test_a_layer_of_onednn_is_a_linear_layer_forward_and_backward(products, shape, bias):
     ours, plain = make_linears(12, 20, bias)
-    tokens = [torch.randn(*shape, 12, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
+    tokens = [make_tokens(*shape, 12).requires_grad_() for _ in range(2)]
     results = [layer(values) for layer, values in zip((ours, plain), tokens, strict=True)]
+    assert len(products) == (0 if 0 in shape else 1)  # oneDNN knows no empty products
     for result in results:
-        (result * torch.arange(20)).square().mean().backward()
+        (result * torch.arange(20)).square().sum().backward()
     torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(*(values.grad for values in tokens), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*(values.grad for values in tokens), atol=1e-4, rtol=1e-4)
     for name, weight in ours.named_parameters():
-        torch.testing.assert_close(weight.grad, plain.get_parameter(name).grad, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(weight.grad, plain.get_parameter(name).grad, atol=1e-3, rtol=1e-4)
 
 
+@needs_onednn
 @pytest.mark.parametrize(
-    ("num_tokens", "images"),
-    [(240, None), (256, (16, 3, 4, 4)), (264, None), (1008, (63, 3, 4, 4)), (1024, (16, 3, 8, 8)), (1040, None)],
+    "tokens",
+    [
+        make_tokens(1, 12).expand(40, 12),
+        make_tokens(12, 40).t(),
+        make_tokens(40, 24)[:, ::2],
+        make_tokens(41, 13)[1:, 1:],
+        make_tokens(3, 5, 12).transpose(0, 1),
+    ],
+    ids=["one row for all", "transposed", "every other", "a corner", "three axes"],
 )
-def test_only_numbers_of_tokens_that_make_sixteen_whole_images_are_convolved(convolutions, num_tokens, images):
-    make_linears(3, 5)[0](torch.randn(num_tokens, 3))
-    assert convolutions == ([images] if images else [])
+def test_tokens_may_lie_in_memory_as_they_like(products, tokens):
+    ours, plain = make_linears(12, 20)
+    torch.testing.assert_close(ours(tokens), plain(tokens), atol=1e-6, rtol=1e-5)
+    ours(tokens).sum().backward()  # a gradient that is one number, seen from everywhere
+    plain(tokens).sum().backward()
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad, atol=1e-4, rtol=1e-5)
+    assert products
 
 
-def test_tokens_become_images_without_being_copied(convolutions, monkeypatch):
-    tokens = torch.randn(16, 64, 3)
-    seen = []
-    monkeypatch.setattr(module.F, "conv2d", lambda images, *_: seen.append(images.data_ptr()) or images)
-    module.HTSATLinear(3, 3)(tokens)
-    assert seen == [tokens.data_ptr()]
+@needs_onednn
+def test_gradients_of_gradients_are_those_of_a_linear_layer(products):
+    ours, _ = make_linears(3, 4)
+    tokens = make_tokens(5, 3).requires_grad_()
+    slopes = []
+    for layer in (ours, nn.Linear.forward.__get__(ours)):
+        (first,) = torch.autograd.grad(layer(tokens).pow(3).sum(), tokens, create_graph=True)
+        slopes.append(torch.autograd.grad(first.square().sum(), [tokens, *ours.parameters()]))
+    assert len(products) > 3  # backward as well
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_weights_and_tokens_that_are_no_plain_float32_are_left_to_the_linear_layer(convolutions):
-    tokens = torch.randn(16, 64, 8)
+@needs_onednn
+def test_what_is_frozen_costs_no_product_in_the_backward_pass(products):
+    ours, _ = make_linears(8, 4)
+    tokens = make_tokens(16, 8)
+    ours(tokens).sum().backward()
+    assert products == [(16, 8), (4, 16)]  # no gradient for tokens that want none
+    ours.weight.requires_grad_(False)
+    products.clear()
+    ours(tokens.requires_grad_()).sum().backward()
+    assert products == [(16, 8), (16, 4)]
+
+
+def test_weights_and_tokens_that_are_no_plain_float32_are_left_to_the_linear_layer(products):
+    tokens = make_tokens(16, 64, 8)
     assert make_linears(8, 4)[0].double()(tokens.double()).dtype == torch.float64
     assert make_linears(8, 4)[0].bfloat16()(tokens.bfloat16()).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert make_linears(8, 4)[0](tokens).dtype == torch.bfloat16
 
     class Sharded(nn.Parameter):  # as quantized and distributed weights are: a class of their own
         pass
@@ -75,24 +118,101 @@ def test_weights_and_tokens_that_are_no_plain_float32_are_left_to_the_linear_lay
     assert torch.equal(layer(tokens), plain(tokens))
     with torch.backends.mkldnn.flags(enabled=False):
         make_linears(8, 4)[0](tokens)
-    assert convolutions == []
+    assert products == []
 
 
-def test_compilers_and_exporters_see_a_linear_layer(convolutions):
-    layer, tokens = make_linears(8, 4)[0], torch.randn(16, 64, 8)
+@needs_onednn
+def test_compilers_exporters_and_counters_see_a_linear_layer(products):
+    layer, tokens = make_linears(8, 4)[0], make_tokens(16, 64, 8)
     program = torch.export.export(layer, (tokens,), strict=False)
-    assert not [node for node in program.graph.nodes if "conv" in str(node.target)]
+    assert [node for node in program.graph.nodes if node.target == torch.ops.aten.linear.default]
     torch.jit.trace(layer, tokens, check_trace=False)  # the check would run it untraced
     torch.compile(layer, backend="eager")(tokens)
-    assert convolutions == []
-    layer(tokens)
-    assert len(convolutions) == 1
+    with FlopCounterMode(display=False) as counter:
+        layer(tokens)
+    assert counter.get_total_flops() == 2 * 16 * 64 * 8 * 4
+    weights = dict(layer.named_parameters())
+    per_clip = torch.func.vmap(
+        torch.func.grad(lambda weights, clip: torch.func.functional_call(layer, weights, clip).square().sum()),
+        in_dims=(None, 0),
+    )(weights, tokens)
+    assert products == []
+    for clip in range(16):
+        layer.zero_grad()
+        layer(tokens[clip]).square().sum().backward()
+        torch.testing.assert_close(per_clip["weight"][clip], layer.weight.grad, atol=1e-3, rtol=1e-4)
+    assert len(products) == 2 * 16
 
 
-def test_on_machines_whose_convolutions_are_not_fast_nothing_is_convolved(convolutions, monkeypatch):
-    monkeypatch.setattr(module, "CONVOLUTIONS_ARE_FAST", False)
-    make_linears(8, 4)[0](torch.randn(16, 64, 8))
-    assert convolutions == []
+def test_on_machines_where_onednn_is_not_fast_nothing_goes_there(products, monkeypatch):
+    monkeypatch.setattr(module, "ONEDNN_IS_FAST", False)
+    make_linears(8, 4)[0](make_tokens(16, 64, 8))
+    assert products == []
+
+
+@pytest.fixture
+def made_biases(monkeypatch) -> list[bool]:
+    """For every attention bias that is made from a table, whether its block is shifted."""
+    made = []
+    make = module.HTSATWindowing.attention_bias
+
+    def remember(windowing, table, is_shifted):
+        made.append(is_shifted)
+        return make(windowing, table, is_shifted)
+
+    monkeypatch.setattr(module.HTSATWindowing, "attention_bias", remember)
+    return made
+
+
+def test_attention_biases_are_made_once_and_again_whenever_a_table_changes(make_model, make_features, made_biases):
+    model, features = make_model(HTSATModel), make_features(2, 256)
+    other = make_model(HTSATModel)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(0.5)
+    tables = [block.attention.relative_position_bias_table for stage in model.stages for block in stage.blocks]
+
+    @torch.no_grad()
+    def hear() -> torch.Tensor:
+        made_biases.clear()
+        return model(features).pooler_output
+
+    first = hear()
+    assert len(made_biases) == len(tables)
+    assert torch.equal(hear(), first) and made_biases == []
+    tables[0].data[3] += 1.0  # past the counter that PyTorch keeps of changes
+    changed = hear()
+    assert len(made_biases) == 1 and not torch.equal(changed, first)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(hear(), other(features).pooler_output, atol=1e-6, rtol=1e-5)
+    assert len(made_biases) == 2 * len(tables)  # and those of the other, with gradients
+    model.double()
+    assert hear().dtype == torch.float64 and len(made_biases) == len(tables)
+
+
+def test_with_gradients_every_step_makes_its_biases_anew_and_trains_the_tables(make_model, make_features, made_biases):
+    model = make_model(HTSATModel).train()
+    with torch.no_grad():
+        model(make_features(2, 256))
+    made_biases.clear()
+    for _ in range(2):
+        model.zero_grad()
+        model(make_features(2, 256)).pooler_output.square().sum().backward()
+    tables = [block.attention.relative_position_bias_table for stage in model.stages for block in stage.blocks]
+    assert len(made_biases) == 2 * len(tables)
+    assert all(table.grad.abs().max() > 0 for table in tables)
+
+
+def test_known_biases_are_not_saved_and_a_copy_changes_by_itself(make_model, make_features):
+    model, features = make_model(HTSATModel), make_features(2, 256)
+    names = set(model.state_dict())
+    with torch.no_grad():
+        before = model(features).pooler_output
+        assert set(model.state_dict()) == names
+        twin = copy.deepcopy(model)
+        twin.stages[0].blocks[0].attention.relative_position_bias_table.add_(1.0).mul_(2.0)
+        assert not torch.equal(twin(features).pooler_output, before)
+        assert torch.equal(model(features).pooler_output, before)
 
 
 def test_a_batch_in_parts_gives_what_it_gives_at_once(make_model, make_features, monkeypatch):

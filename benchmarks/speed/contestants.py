@@ -16,6 +16,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 
 from modeling_htsat import HTSATConfig, HTSATFeatureExtractor, HTSATForAudioClassification, HTSATModel
 from modeling_htsat.conversion import clap_from_htsat
+from modeling_htsat.modeling_htsat import ONEDNN_IS_FAST, OneDNNLinear
 
 from .clock import Pace
 
@@ -194,14 +195,13 @@ def gradient_of_sound(trainee: Trainee, features: torch.Tensor) -> torch.Tensor:
 def floor_products(size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Callable]:
     """One large product of matrices, by each library that PyTorch has for it.
 
-    On a CPU, products go to MKL and convolutions to oneDNN. On processors other than Intel's the second is up to twice
-    as fast, and the floor is what the machine can do, not what one library makes of it.
+    On a CPU, PyTorch gives products to MKL, and its compiler linear layers to oneDNN. On processors other than Intel's
+    the second is up to twice as fast, and the floor is what the machine can do, not what one library makes of it.
     """
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products = {"torch.mm": lambda: left @ right}
-    if device == "cpu":
-        images = left.view(-1, 8, 8, size).permute(0, 3, 1, 2)  # one pixel for each row
-        products["convolution"] = lambda: F.conv2d(images, right[:, :, None, None])
+    if device == "cpu" and ONEDNN_IS_FAST:
+        products["oneDNN"] = lambda: OneDNNLinear.apply(left, right, None)
     return products
 
 

@@ -80,7 +80,7 @@ def up_to_what_fits(
         if flops_per_clip:
             share = flops_per_clip * batch / floor_flops(size)
             samples[FLOOR] = [seconds * share for seconds in samples.pop("torch.mm")]
-            samples.pop("convolution", None)
+            samples.pop("oneDNN", None)
         samples = {name: [] for name in runs} | samples
         notes = {name: "does not fit" for name in runs if name not in fitting}
         rows = make_rows(section, f"batch {batch}", per_clip(samples, batch), reference=reference, notes=notes)
