@@ -37,6 +37,11 @@ model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)
 """
 
 
+def class_names(model: Any) -> list[str]:
+    """Of its class and those it inherits: code that came from the Hub has classes of its own, by the same names."""
+    return [kind.__name__ for kind in type(model).__mro__]
+
+
 class HubRepository:
     """A repository of a model on the Hub, made if there is none, with the files of the branch that is to change."""
 
@@ -150,4 +155,4 @@ def add_tags(card_file: Path, tags: Iterable[str]):
     card.save(card_file)
 
 
-__all__ = ["HTSATHubMixin", "HubRepository", "add_tags", "write_short_card"]
+__all__ = ["HTSATHubMixin", "HubRepository", "add_tags", "class_names", "write_short_card"]

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, logging
 from .audio_htsat import AudioError, open_audio
 from .events_htsat import EventDecoding, decode_events, group_scores, interleave_shifts
 from .feature_extraction_htsat import HTSATFeatureExtractor
-from .hub_htsat import HTSATHubMixin
+from .hub_htsat import HTSATHubMixin, class_names
 
 logger = logging.get_logger(__name__)
 
@@ -364,8 +364,8 @@ def _gives_many(inputs: Any) -> bool:
 
 
 def _is_kind(model: Any, *endings: str) -> bool:
-    """By name: code that came from the Hub has classes of its own, and an ensemble is no `HTSATPreTrainedModel`."""
-    return any(kind.__name__.endswith(endings) for kind in type(model).__mro__)
+    """By name, as an ensemble is no `HTSATPreTrainedModel`."""
+    return any(name.endswith(endings) for name in class_names(model))
 
 
 def _by_index(groups: Any, config: Any) -> dict[str, list[int]]:

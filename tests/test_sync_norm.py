@@ -139,3 +139,11 @@ def test_it_changes_neither_names_nor_weights_and_touches_no_other_norm(make_mod
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(model(features).logits, expected)
+
+
+def test_a_norm_that_was_synchronised_keeps_its_precision_in_half_models(make_model):
+    model = make_model(HTSATForAudioClassification)
+    synchronise_mel_norm(model)
+    model.half()
+    assert model.htsat.mel_norm.running_mean.dtype == torch.float32
+    assert model.htsat.norm.weight.dtype == torch.float16

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..events_htsat import EventDecoding, count_filter_steps
 from ..feature_extraction_htsat import HTSATFeatureExtractor
+from ..hub_htsat import class_names
 from ..version import VERSION
 from ..whole import whole_file
 from .formats import SUFFIXES, check_onnx_is_here, quietly, run_onnx, run_program, write_onnx, write_program
@@ -150,8 +151,7 @@ def count_samples(
 
 
 def kind_of(model: nn.Module) -> str:
-    """The class by name: code that came from the Hub has classes of its own."""
-    known = [kind.__name__ for kind in type(model).__mro__ if kind.__name__ in OUTPUT_NAMES]
+    known = [name for name in class_names(model) if name in OUTPUT_NAMES]
     if not known:
         raise ValueError(f"A {type(model).__name__} came; what can be exported is one of {', '.join(OUTPUT_NAMES)}.")
     return known[0]

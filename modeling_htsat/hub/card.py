@@ -18,6 +18,7 @@ from huggingface_hub import ModelCardData
 from transformers import AutoConfig
 
 from ..configuration_htsat import HTSATConfig
+from ..hub_htsat import class_names
 from ..modeling_htsat import HTSATForAudioClassification, HTSATForSoundEventDetection
 from ..tables import write_whole
 from ..training.reporting import for_json
@@ -49,6 +50,12 @@ class Subject(NamedTuple):
         return [self.config.id2label[index] for index in range(self.config.num_labels)]
 
 
+def task_of(model: Any) -> str | None:
+    """What a card says that the model is for; None for models that no card describes."""
+    names = class_names(model)
+    return next((task for task, model_class in MODEL_CLASSES.items() if model_class.__name__ in names), None)
+
+
 def write_card(
     folder: Path, model: Any, results: Mapping[str, Any] | None = None, *, name: str | None = None, **metadata: Any
 ) -> None:
@@ -61,7 +68,7 @@ def write_card(
         metadata: Further entries of `huggingface_hub.ModelCardData`, such as `license`.
     """
     folder, facts = Path(folder), read_facts(Path(folder) / FACTS_FILE)
-    task = next((task for task, model_class in MODEL_CLASSES.items() if isinstance(model, model_class)), None)
+    task = task_of(model)
     if task is None:
         raise ValueError(_unknown(type(model).__name__))
     for named in filter(None, (facts.recipe, facts.results)):

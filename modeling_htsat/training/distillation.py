@@ -21,7 +21,8 @@ from transformers.utils import logging
 from ..audio_htsat import AudioError, load_audio
 from ..configuration_htsat import SPECTROGRAM_VALUES
 from ..feature_extraction_htsat import HTSATFeatureExtractor
-from ..modeling_htsat import HTSATForSoundEventDetection, HTSATPreTrainedModel, multi_label_loss
+from ..hub_htsat import class_names
+from ..modeling_htsat import multi_label_loss
 from ..tables import write_whole
 from ..whole import is_leftover, whole_file
 from .clips import ClipRows
@@ -92,7 +93,7 @@ class Teacher:
 def _problem_type_of(model: Any) -> str | None:
     said = model.config.problem_type
     # A detector's classes never exclude one another, whatever the configuration leaves open.
-    return SEVERAL if said is None and isinstance(model, HTSATForSoundEventDetection) else said
+    return SEVERAL if said is None and "HTSATForSoundEventDetection" in class_names(model) else said
 
 
 def _columns(label_names: Sequence[str], of_teacher: Sequence[str], who: str) -> list[int]:
@@ -366,7 +367,7 @@ class OnlineTeacher(Teacher):
         self._columns = torch.tensor(columns)
         self.sampling_rate_of_student = sampling_rate_of_student
         self.needs_waveforms = not (
-            isinstance(model, HTSATPreTrainedModel)
+            "HTSATPreTrainedModel" in class_names(model)
             and student_extractor is not None
             and all(getattr(feature_extractor, name) == getattr(student_extractor, name) for name in FEATURE_VALUES)
         )

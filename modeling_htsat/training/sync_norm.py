@@ -8,9 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..modeling_htsat import HTSATMelNorm
 
-class SyncMelNorm(nn.BatchNorm1d):
-    """`BatchNorm1d` over `(batch, mels, frames)` that counts the batches of all processes as one while training."""
+
+class SyncMelNorm(HTSATMelNorm):
+    """Batch norm over `(batch, mels, frames)` that counts the batches of all processes as one while training."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
-from ..hub.card import MODEL_CLASSES, write_card
+from ..hub.card import task_of, write_card
 from .augmentation import AugmentationArguments, SpectrogramAugmentation
 from .distillation import distillation_loss
 from .examples import ClipDataset
@@ -259,7 +259,7 @@ class HTSATTrainer(Trainer):
         the library's draft files the last evaluation, have no place in it. A model of another kind gets that draft.
         """
         model = self.accelerator.unwrap_model(self.model)
-        if not isinstance(model, tuple(MODEL_CLASSES.values())):
+        if task_of(model) is None:
             draft = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
             super().create_model_card(*draft)
         elif self.is_world_process_zero():
