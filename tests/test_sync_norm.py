@@ -70,7 +70,7 @@ def be_a_process(rank: int, folder: str) -> None:
         found[name] = learn(norm, [decibels(SIZES[rank], 10 * step + rank) for step in range(3)], dtype)
         norm.eval()
         found[name]["evaluated"] = norm(decibels(1, 99)).detach()
-    norm = synchronised(make_norm()).bfloat16()
+    norm = synchronised(make_norm().bfloat16())
     found["all in bfloat16"] = {"outputs": norm(decibels(SIZES[rank], rank).bfloat16()).detach()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
