@@ -149,6 +149,15 @@ def convert(folder: Path, given: Path) -> Job:
     return Job(command("convert", given / "clap", folder / "out"), folder / "out", is_refused_when_done=True)
 
 
+def export(folder: Path, given: Path, *words: str) -> Job:
+    (folder / "model.onnx").write_bytes(b"an older model")
+    return Job(command("export", given / "one", folder / "model.onnx", *words), folder / "model.onnx")
+
+
+def export_to_8_bits(folder: Path, given: Path) -> Job:
+    return export(folder, given, "--int8")
+
+
 def average(folder: Path, given: Path) -> Job:
     (folder / "out").mkdir()  # an empty folder may be taken
     words = ("average", given / "one", given / "two", "--output", folder / "out")
@@ -234,7 +243,7 @@ def in_words(work: Callable[[], Any]) -> Callable[[], int]:
 
 
 JOBS = [table, card, moving_average, average, soundscapes, soundscapes_in_shards, events, picture, convert, prepared]
-JOBS += [shards, soft_targets]
+JOBS += [shards, soft_targets, export, export_to_8_bits]
 
 
 # ── killed ────────────────────────────────────────────────────────────────────────────────────────────────────────────

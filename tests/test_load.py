@@ -354,6 +354,11 @@ class MixedRows:
         return {"video_id": self.paths[index].name, "labels": labels, "human_labels": labels, "events": None}
 
 
+def make_data_set(folder: Path, extractor: HTSATFeatureExtractor) -> ClipDataset:
+    config = HTSATConfig(**SMALL, problem_type="multi_label_classification")
+    return ClipDataset(MixedRows(find(folder).sources), extractor, config, crop_seconds=2.5)
+
+
 def train(folder: Path, output: Path, num_steps: int, every: int, **options) -> tuple[HTSATTrainer, list[Sample]]:
     torch.manual_seed(1)
     model = HTSATForAudioClassification(HTSATConfig(**SMALL, problem_type="multi_label_classification"))
@@ -373,12 +378,11 @@ def train(folder: Path, output: Path, num_steps: int, every: int, **options) -> 
         label_names=["labels"],
         **options,
     )
-    data_set = ClipDataset(MixedRows(find(folder).sources), extractor, model.config, crop_seconds=2.5)
     trainer = HTSATTrainer(
         model,
         arguments,
         data_collator=ClipCollator(extractor),
-        train_dataset=data_set,
+        train_dataset=make_data_set(folder, extractor),
         processing_class=extractor,
         callbacks=[watch],
     )
@@ -394,6 +398,16 @@ def test_training_with_workers_gives_back_all_that_it_opens(sounds, tmp_path):
     assert len(samples) == 4  # while it runs, files come and go with the workers
     del trainer
     assert count_open() == before
+
+
+def test_what_a_worker_opens_for_a_clip_it_closes(sounds):
+    """What a worker does for every clip, here in this process, where nothing else comes and goes."""
+    data_set = make_data_set(sounds.folder, HTSATFeatureExtractor(clip_frames=256))
+    data_set[0]
+    before = psutil.Process().num_fds()  # not collected first: a worker that waits for the collector holds many
+    examples = [data_set[index] for index in range(len(data_set))]
+    assert psutil.Process().num_fds() == before
+    assert {example.name for example in examples if example.features is None} == sounds.broken
 
 
 # ── an hour, and hundreds of steps ────────────────────────────────────────────────────────────────────────────────────
