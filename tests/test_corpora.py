@@ -795,6 +795,14 @@ def test_a_folder_without_parquet_and_an_unknown_config_are_refused(audioset, tm
         load_corpus("audioset", audioset, "train", config="balanced")
 
 
+def test_a_revision_of_which_only_other_copies_are_cached_is_refused(audioset, monkeypatch):
+    found = datasets.load_dataset_builder(str(audioset), "full")
+    found.config.data_files = None  # as older releases of datasets find it, when the Hub knows no such revision
+    monkeypatch.setattr("modeling_htsat.training.corpora.audioset.load_dataset_builder", lambda *_, **__: found)
+    with pytest.raises(ValueError, match="cannot be loaded as a data set: there are no files of the revision 'v9'"):
+        load_corpus("audioset", audioset, "train", revision="v9")
+
+
 def test_clips_that_share_a_name_are_warned_of(tmp_path, caplog):
     write_shard(tmp_path / "train.parquet", ["a", "a"], [[DOG], [DOG]])
     load_corpus("audioset", tmp_path, "train")
