@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -796,9 +797,9 @@ def test_a_folder_without_parquet_and_an_unknown_config_are_refused(audioset, tm
 
 
 def test_a_revision_of_which_only_other_copies_are_cached_is_refused(audioset, monkeypatch):
-    found = datasets.load_dataset_builder(str(audioset), "full")
-    found.config.data_files = None  # as older releases of datasets find it, when the Hub knows no such revision
-    monkeypatch.setattr("modeling_htsat.training.corpora.audioset.load_dataset_builder", lambda *_, **__: found)
+    module = importlib.import_module("modeling_htsat.training.corpora.audioset")
+    cached = SimpleNamespace(config=datasets.BuilderConfig(data_files=None))  # what older releases of datasets find
+    monkeypatch.setattr(module, "load_dataset_builder", lambda *_, **__: cached)
     with pytest.raises(ValueError, match="cannot be loaded as a data set: there are no files of the revision 'v9'"):
         load_corpus("audioset", audioset, "train", revision="v9")
 

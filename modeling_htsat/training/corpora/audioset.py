@@ -94,7 +94,8 @@ def _builder(location: str | os.PathLike[str], config: str | None, revision: str
     if not builder.config.data_files:  # older releases of datasets take any copy in their cache for what is not found
         of_revision = "" if revision is None else f" of the revision {revision!r}"
         raise ValueError(f"{location} cannot be loaded as a data set: there are no files{of_revision}.")
-    strangers = [path for paths in builder.config.data_files.values() for path in paths if not path.endswith(".parquet")]
+    files = [path for paths in builder.config.data_files.values() for path in paths]
+    strangers = [path for path in files if not path.endswith(".parquet")]
     if strangers:
         raise ValueError(
             f"{location} is not made of parquet shards ({strangers[0]}); try the corpus `folders`, `table` or `hub`."
