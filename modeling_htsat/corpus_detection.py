@@ -39,7 +39,7 @@ from .feature_extraction_htsat import HTSATFeatureExtractor
 from .pipeline_htsat import HTSATAudioReader, HTSATSoundEventDetectionPipeline
 from .tables import write_events, write_whole
 from .version import VERSION
-from .whole import whole_file
+from .whole_htsat import whole_file
 
 MANIFEST, SUMMARY = "detection.json", "summary.json"
 NO_MATTER = ("_name_or_path", "transformers_version", "windows_per_pass")  # in a configuration, to what a model says

@@ -108,10 +108,13 @@ class HTSATHubMixin:
         """As everywhere in transformers; with `push_to_hub=True` followed by `push_to_hub`."""
         is_pushed = kwargs.pop("push_to_hub", False)
         pushing = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
-        saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        saved = self._save_files(save_directory, *args, **kwargs)
         if is_pushed:
             self.push_to_hub(pushing.pop("repo_id", Path(save_directory).name), **pushing, **kwargs)
         return saved
+
+    def _save_files(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(
         self,

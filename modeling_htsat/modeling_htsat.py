@@ -30,11 +30,12 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import CONFIG_NAME, ModelOutput, can_return_tuple
 
 from .configuration_htsat import HTSATConfig
 from .feature_extraction_htsat import FREE_VALUES, HTSATFeatureExtractor
-from .hub_htsat import CARD_FILE, EXTRACTOR_FILE, HTSATHubMixin, add_tags
+from .hub_htsat import CARD_FILE, EXTRACTOR_FILE, WEIGHTS, HTSATHubMixin, add_tags
+from .whole_htsat import whole_files
 
 MASKED_BIAS = -100.0  # what the authors add between tokens that are neighbours only through the cyclic shift
 CUBIC_A = -0.75  # the constant of PyTorch's bicubic interpolation
@@ -655,21 +656,28 @@ class HTSATPreTrainedModel(HTSATHubMixin, PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ):
-        """As everywhere, with the extractor that hears what the model does, and with the code of both."""
-        if is_main_process:
-            self._save_extractor(Path(save_directory))
+        """As everywhere, with the extractor that hears what the model does, and with the code of both.
+
+        All files take their places at once, when the last of them is written.
+        """
         kwargs["push_to_hub"] = kwargs.get("push_to_hub", False) and is_main_process
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        # transformers names the type of the first parameters, which stay float32, and would load all as such.
-        last_dtype = list(self.parameters())[-1].dtype
-        if is_main_process and last_dtype != self.dtype:
-            self.config.dtype = str(last_dtype).removeprefix("torch.")
-            self.config.save_pretrained(save_directory)
 
-    def _save_extractor(self, folder: Path):
+    def _save_files(self, save_directory: Any, is_main_process: bool, *args: Any, **kwargs: Any):
+        with whole_files(save_directory, CONFIG_NAME, WEIGHTS.fullmatch) as folder:
+            if is_main_process:
+                self._save_extractor(folder, Path(save_directory) / EXTRACTOR_FILE)
+            super()._save_files(folder, is_main_process, *args, **kwargs)
+            # transformers names the type of the first parameters, which stay float32, and would load all as such.
+            last_dtype = list(self.parameters())[-1].dtype
+            if is_main_process and last_dtype != self.dtype:
+                self.config.dtype = str(last_dtype).removeprefix("torch.")
+                self.config.save_pretrained(folder)
+
+    def _save_extractor(self, folder: Path, older: Path):
         """What the model knows of its front end; an extractor that is there already decides on the rest."""
         try:
-            given = json.loads((folder / EXTRACTOR_FILE).read_text(encoding="utf-8"))
+            given = json.loads(older.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # none, or one that a run which was killed wrote to its half
             given = {}
         kept = {name: given[name] for name in FREE_VALUES if name in given}

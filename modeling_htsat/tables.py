@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from .event_metrics import Event, collar_f1, intersection_f1, merge_overlapping_events, segment_f1
-from .whole import whole_file
+from .whole_htsat import whole_file
 
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 DURATION_COLUMNS = ("filename", "duration")

@@ -375,23 +375,60 @@ def loaded_from(folder: Path) -> dict[str, torch.Tensor] | None:
     return model.state_dict()
 
 
+def every_death(work: Callable[[], Any], folder: Path) -> list[Any]:
+    """Before each step of this work in the folder, and in the middle and at the end of each file that it writes."""
+    steps = Steps(folder)
+    assert in_a_child(work, steps)[:2] == (0, 0)
+    sizes = sorted({path.stat().st_size for path in folder.rglob("*") if path.is_file()})
+    bytes_to_die_at = [number for size in sizes for number in (size // 2, size - 1)]
+    return [*(Steps(folder, number + 1) for number in range(steps.count)), *map(killed_at_byte, bytes_to_die_at)]
+
+
 def test_a_model_that_was_killed_while_it_was_saved_is_refused_until_it_is_whole(given, tmp_path):
-    """transformers writes file by file: into a new folder, nobody takes what is there for a model before it is one."""
+    """In a new folder, nobody takes what is there for a model before it is one."""
     model = HTSATForSoundEventDetection.from_pretrained(given / "one")
-    weights, num_whole, num_refused = model.state_dict(), 0, 0
-    sizes = [path.stat().st_size for path in (given / "one").iterdir()]
-    steps = (Steps(tmp_path, number) for number in count(1))
-    bytes_to_die_at = (killed_at_byte(number) for size in sorted(sizes) for number in (size // 2, size - 1))
-    for change in (change for kind in (steps, bytes_to_die_at) for change in kind):
+    weights, num_refused = model.state_dict(), 0
+    for death in every_death(lambda: model.save_pretrained(tmp_path / "model"), tmp_path):
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
-        end = in_a_child(lambda: model.save_pretrained(tmp_path / "model"), change)
-        if not end.signal:
-            break
+        assert in_a_child(lambda: model.save_pretrained(tmp_path / "model"), death).signal
         found = loaded_from(tmp_path / "model")
-        num_whole, num_refused = num_whole + (found is not None), num_refused + (found is None)
+        num_refused += found is None
         assert found is None or all(torch.equal(found[name], weights[name]) for name in weights)
-    assert num_refused > 5
+    assert num_refused > 20
+    model.save_pretrained(tmp_path / "model")
     assert loaded_from(tmp_path / "model").keys() == weights.keys()
+
+
+def read_all(folder: Path) -> tuple[Any, ...] | None:
+    """What somebody gets who loads a folder: weights, names and what the extractor hears; None where it is refused."""
+    weights = loaded_from(folder)
+    if weights is None:
+        return None
+    hashes = {name: hash(tensor.numpy().tobytes()) for name, tensor in weights.items()}
+    return hashes, HTSATConfig.from_pretrained(folder).id2label, HTSATFeatureExtractor.from_pretrained(folder).to_dict()
+
+
+def test_a_model_that_was_killed_while_it_was_saved_over_an_older_one_is_never_a_mixture(given, tmp_path):
+    """The old one stays until all is written; then files move, and between two of them there is nothing to load."""
+    older, place = HTSATForSoundEventDetection.from_pretrained(given / "one"), tmp_path / "model"
+    names = {"id2label": dict(enumerate("vwxyz")), "label2id": {name: index for index, name in enumerate("vwxyz")}}
+    newer = HTSATForSoundEventDetection(HTSATConfig(**{**SMALL, "max_frequency": 9_000}, **names))
+    older.save_pretrained(place)
+    old, found = read_all(place), []
+    deaths = every_death(lambda: newer.save_pretrained(place), tmp_path)
+    new = read_all(place)
+    assert all(one != other for one, other in zip(old, new, strict=True))
+    for death in deaths:
+        shutil.rmtree(place)
+        older.save_pretrained(place)
+        (place / "notes.txt").write_text("of its owner")
+        assert in_a_child(lambda: newer.save_pretrained(place), death).signal
+        found.append(read_all(place))
+        assert found[-1] in (old, new, None)
+        assert (place / "notes.txt").read_text() == "of its owner"
+        newer.save_pretrained(place)
+        assert read_all(place) == new
+    assert found.count(old) > 20 and found.count(None) < 15
 
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────

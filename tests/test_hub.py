@@ -16,7 +16,7 @@ from safetensors.torch import load, load_file
 from modeling_htsat import HTSATFeatureExtractor, HTSATForAudioClassification, HTSATForSoundEventDetection, HTSATModel
 from modeling_htsat.configuration_htsat import AUTO_MAP
 
-CODE = {f"{name}_htsat.py" for name in ("configuration", "events", "feature_extraction", "hub", "modeling")}
+CODE = {f"{name}_htsat.py" for name in ("configuration", "events", "feature_extraction", "hub", "modeling", "whole")}
 WHOLE = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", *CODE}
 EVERY_CLASS = [HTSATForAudioClassification, HTSATForSoundEventDetection, HTSATModel]
 
@@ -195,6 +195,8 @@ def test_save_pretrained_pushes_the_same_with_the_same_options(hub, installed, s
 def push_parts(folder, repo_id):
     from transformers import AutoConfig, AutoFeatureExtractor
 
+    import modeling_htsat  # noqa: F401  makes both known
+
     AutoFeatureExtractor.from_pretrained(folder).push_to_hub(repo_id)
     AutoConfig.from_pretrained(folder).push_to_hub(repo_id)
 
@@ -202,7 +204,8 @@ def push_parts(folder, repo_id):
 def test_extractor_and_configuration_are_pushed_without_a_card_that_would_stay(hub, installed, save_model):
     folder = save_model(short_clips="pad")
     installed(push_parts, folder, "me/parts")
-    assert files_of(hub, "me/parts") == WHOLE - {"README.md", "model.safetensors"} - {"modeling_htsat.py"}
+    of_models = {"README.md", "model.safetensors", "modeling_htsat.py", "whole_htsat.py"}
+    assert files_of(hub, "me/parts") == WHOLE - of_models
     installed(push, folder, "me/parts", {})
     assert files_of(hub, "me/parts") == WHOLE
     assert hub.model("me/parts").json("preprocessor_config.json")["short_clips"] == "pad"

@@ -27,7 +27,7 @@ from ..live import LiveDetector
 from ..pipeline_htsat import HTSATSoundEventDetectionPipeline
 from ..plotting import mel_centers_hz
 from ..tables import write_events
-from ..whole import whole_file
+from ..whole_htsat import whole_file
 
 Event = dict[str, Any]
 Progress = Callable[[float, str], None]

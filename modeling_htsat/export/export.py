@@ -19,7 +19,7 @@ from ..events_htsat import EventDecoding, count_filter_steps
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..hub_htsat import class_names
 from ..version import VERSION
-from ..whole import whole_file
+from ..whole_htsat import whole_file
 from .formats import SUFFIXES, check_onnx_is_here, quietly, run_onnx, run_program, write_onnx, write_program
 from .front_end import LogMelFrontEnd
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..processes import interrupts_ignored, process_pool
 from ..tables import DURATION_COLUMNS, EVENT_COLUMNS, write_delimited, write_json_lines, write_whole
 from ..version import VERSION
-from ..whole import whole_folder
+from ..whole_htsat import whole_folder
 from .scene import Soundscape, SoundscapeSettings, find_background, find_foreground, make_soundscape
 
 CLIPS_PER_SHARD, CLIPS_PER_ROW_GROUP = 256, 32

@@ -22,7 +22,7 @@ from transformers.modeling_utils import unwrap_model
 from transformers.trainer_callback import ExportableState
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..whole import whole_file, whole_folder
+from ..whole_htsat import whole_file, whole_folder
 
 logger = logging.get_logger(__name__)
 

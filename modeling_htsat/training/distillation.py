@@ -24,7 +24,7 @@ from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..hub_htsat import class_names
 from ..modeling_htsat import multi_label_loss
 from ..tables import write_whole
-from ..whole import is_leftover, whole_file
+from ..whole_htsat import is_leftover, whole_file
 from .clips import ClipRows
 
 logger = logging.get_logger(__name__)

@@ -34,7 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..tables import write_whole
 from ..version import VERSION
-from ..whole import no_room
+from ..whole_htsat import no_room
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,6 +43,31 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if path.exists():
                 path.rmdir()
             temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def whole_files(folder: str | os.PathLike[str], key: str, is_replaced: Callable[[str], object]) -> Iterator[Path]:
+    """A hidden folder within this one to fill with files, which take their places when all of them are written.
+
+    Args:
+        key: The file without which nobody reads the others: it goes first and comes last, so that new ones beside old
+            ones are never taken for a whole.
+        is_replaced: Whether a name is of a kind of which none is left but the new ones, if there are new ones.
+    """
+    folder = Path(folder)
+    temporary = folder / f".{key}.{secrets.token_hex(4)}.tmp"
+    try:
+        with _named_errors(folder, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            names = sorted(os.listdir(temporary), key=lambda name: name == key)
+            old = filter(is_replaced, os.listdir(folder)) if any(map(is_replaced, names)) else ()
+            for name in ([key] if key in names else []) + [name for name in old if name not in names]:
+                (folder / name).unlink(missing_ok=True)
+            for name in names:
+                os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -85,4 +110,4 @@ def no_room(error: BaseException) -> str | None:
     return None
 
 
-__all__ = ["is_leftover", "no_room", "whole_file", "whole_folder"]
+__all__ = ["is_leftover", "no_room", "whole_file", "whole_files", "whole_folder"]
