@@ -310,6 +310,7 @@ def test_what_was_heard_is_let_go(detector, sounds):
     tracemalloc.start()
     try:
         listen()
+        listen()  # Python 3.10 still fills caches of its own then
         arrays, tensors = count_bytes()
         listen()
         listen()
@@ -317,7 +318,7 @@ def test_what_was_heard_is_let_go(detector, sounds):
         assert tracemalloc.get_traced_memory()[1] > 500_000  # waveforms were among what was counted
     finally:
         tracemalloc.stop()
-    assert arrays_later - arrays < 60_000
+    assert arrays_later - arrays < 30_000
     assert tensors_later == tensors
 
 

@@ -53,11 +53,11 @@ def test_a_layer_of_onednn_is_a_linear_layer_forward_and_backward(products, shap
     results = [layer(values) for layer, values in zip((ours, plain), tokens, strict=True)]
     assert len(products) == (0 if 0 in shape else 1)  # oneDNN knows no empty products
     for result in results:
-        (result * torch.arange(20)).square().sum().backward()
+        ((result * torch.arange(20)).square().sum() / max(result.numel(), 1)).backward()  # a mean, also of nothing
     torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(*(values.grad for values in tokens), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*(values.grad for values in tokens), atol=1e-5, rtol=1e-4)
     for name, weight in ours.named_parameters():
-        torch.testing.assert_close(weight.grad, plain.get_parameter(name).grad, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(weight.grad, plain.get_parameter(name).grad, atol=1e-4, rtol=1e-4)
 
 
 @needs_onednn
