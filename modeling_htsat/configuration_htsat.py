@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .events_htsat import EventDecoding
-from .hub_htsat import HTSATHubMixin
+from .hub_htsat import HTSATFilesMixin
 
 # What decides the spectrogram of a waveform; the feature extractor has them too.
 SPECTROGRAM_VALUES = (
@@ -53,7 +53,7 @@ CLIP_POOLINGS = ("mean", "linear_softmax")
 
 
 @strict
-class HTSATConfig(HTSATHubMixin, PreTrainedConfig):
+class HTSATConfig(HTSATFilesMixin, PreTrainedConfig):
     """Configuration of [`HTSATModel`], [`HTSATForAudioClassification`] and [`HTSATForSoundEventDetection`].
 
     The defaults are the paper's 31-million-parameter model for sound at 32 kHz. The number of classes comes with

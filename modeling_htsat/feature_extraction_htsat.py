@@ -21,7 +21,7 @@ from transformers.utils import TensorType, logging
 
 from .configuration_htsat import check_frequencies, check_hop, check_size
 from .events_htsat import EventDecoding, average_repeats, decode_events
-from .hub_htsat import HTSATHubMixin
+from .hub_htsat import EXTRACTOR_FILE, HTSATFilesMixin
 
 logger = logging.get_logger(__name__)
 
@@ -92,7 +92,7 @@ def _scale_to_float(waveform: torch.Tensor, name: str) -> torch.Tensor:
     )
 
 
-class HTSATFeatureExtractor(HTSATHubMixin, SequenceFeatureExtractor):
+class HTSATFeatureExtractor(HTSATFilesMixin, SequenceFeatureExtractor):
     """Turns waveforms into log-mel spectrograms `(batch, frames, mels)` in decibels, as the authors' code does.
 
     Args:
@@ -109,6 +109,7 @@ class HTSATFeatureExtractor(HTSATHubMixin, SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_features", "attention_mask"]
+    files_key = EXTRACTOR_FILE
     _auto_class = "AutoFeatureExtractor"  # what is saved takes its code along
 
     def __init__(

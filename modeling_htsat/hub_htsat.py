@@ -3,6 +3,7 @@
 transformers' own `push_to_hub` would replace the card by a template that no pipeline can be found by.
 """
 
+import os
 import re
 import shutil
 import tempfile
@@ -12,7 +13,9 @@ from typing import Any, ClassVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 
-CARD_FILE, EXTRACTOR_FILE = "README.md", "preprocessor_config.json"
+from .whole_htsat import finish_files, whole_files
+
+CARD_FILE, CONFIG_NAME, EXTRACTOR_FILE = "README.md", "config.json", "preprocessor_config.json"
 PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 # Loaders choose among weights by name, so old ones beside new ones could be what is loaded.
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -150,6 +153,30 @@ class HTSATHubMixin:
         """For models; others leave the card as it is."""
 
 
+class HTSATFilesMixin(HTSATHubMixin):
+    """What is saved over something older takes its place whole, even from a saver or a trainer who is killed."""
+
+    files_key: ClassVar[str] = CONFIG_NAME
+
+    def _save_files(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        with whole_files(save_directory, self.files_key, WEIGHTS.fullmatch) as folder:
+            saved = self._write_files(folder, Path(save_directory), *args, **kwargs)
+        if isinstance(saved, list):  # extractors name their files
+            saved = [os.path.join(save_directory, os.path.basename(path)) for path in saved]
+        return saved
+
+    def _write_files(self, folder: Path, older: Path, *args: Any, **kwargs: Any) -> Any:
+        """To the hidden folder; `older` is the one that its files go to."""
+        return super()._save_files(folder, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers; what a saver who was killed left to be done is done first."""
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        finish_files(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+
+
 def add_tags(card_file: Path, tags: Iterable[str]):
     """Name further tags in the head of a card."""
     card = ModelCard.load(card_file)
@@ -158,4 +185,4 @@ def add_tags(card_file: Path, tags: Iterable[str]):
     card.save(card_file)
 
 
-__all__ = ["HTSATHubMixin", "HubRepository", "add_tags", "class_names", "write_short_card"]
+__all__ = ["HTSATFilesMixin", "HTSATHubMixin", "HubRepository", "add_tags", "class_names", "write_short_card"]

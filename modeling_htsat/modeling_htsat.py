@@ -30,12 +30,11 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import CONFIG_NAME, ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_htsat import HTSATConfig
 from .feature_extraction_htsat import FREE_VALUES, HTSATFeatureExtractor
-from .hub_htsat import CARD_FILE, EXTRACTOR_FILE, WEIGHTS, HTSATHubMixin, add_tags
-from .whole_htsat import whole_files
+from .hub_htsat import CARD_FILE, EXTRACTOR_FILE, HTSATFilesMixin, add_tags
 
 MASKED_BIAS = -100.0  # what the authors add between tokens that are neighbours only through the cyclic shift
 CUBIC_A = -0.75  # the constant of PyTorch's bicubic interpolation
@@ -629,7 +628,7 @@ def linear_softmax(logits: torch.Tensor, step_mask: torch.Tensor) -> torch.Tenso
 # ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class HTSATPreTrainedModel(HTSATHubMixin, PreTrainedModel):
+class HTSATPreTrainedModel(HTSATFilesMixin, PreTrainedModel):
     config_class = HTSATConfig
     base_model_prefix = "htsat"
     main_input_name = "input_features"
@@ -664,15 +663,18 @@ class HTSATPreTrainedModel(HTSATHubMixin, PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _save_files(self, save_directory: Any, is_main_process: bool, *args: Any, **kwargs: Any):
-        with whole_files(save_directory, CONFIG_NAME, WEIGHTS.fullmatch) as folder:
-            if is_main_process:
-                self._save_extractor(folder, Path(save_directory) / EXTRACTOR_FILE)
-            super()._save_files(folder, is_main_process, *args, **kwargs)
-            # transformers names the type of the first parameters, which stay float32, and would load all as such.
-            last_dtype = list(self.parameters())[-1].dtype
-            if is_main_process and last_dtype != self.dtype:
-                self.config.dtype = str(last_dtype).removeprefix("torch.")
-                self.config.save_pretrained(folder)
+        if not is_main_process:  # it has no files of its own
+            return PreTrainedModel.save_pretrained(self, save_directory, is_main_process, *args, **kwargs)
+        return super()._save_files(save_directory, is_main_process, *args, **kwargs)
+
+    def _write_files(self, folder: Path, older: Path, *args: Any, **kwargs: Any):
+        self._save_extractor(folder, older / EXTRACTOR_FILE)
+        super()._write_files(folder, older, *args, **kwargs)
+        # transformers names the type of the first parameters, which stay float32, and would load all as such.
+        last_dtype = list(self.parameters())[-1].dtype
+        if last_dtype != self.dtype:
+            self.config.dtype = str(last_dtype).removeprefix("torch.")
+            self.config.save_pretrained(folder)
 
     def _save_extractor(self, folder: Path, older: Path):
         """What the model knows of its front end; an extractor that is there already decides on the rest."""

@@ -1,9 +1,11 @@
 """Files and folders that appear whole or not at all: written under a hidden name, and moved to their own when done.
 
-Whoever is killed in between leaves what was there before, and beside it something hidden that nobody reads.
+Whoever is killed in between leaves what was there before, and beside it something hidden that nobody reads. Several
+files that belong together, in a folder with others, are the one exception: see `whole_files`.
 """
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -11,7 +13,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+STAGED, PLAN = ".staged", "plan.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest file
 
 
@@ -49,27 +53,67 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(folder: str | os.PathLike[str], key: str, is_replaced: Callable[[str], object]) -> Iterator[Path]:
-    """A hidden folder within this one to fill with files, which take their places when all of them are written.
+    """A hidden folder within this one to fill with files, which take their places together when all are written.
+
+    One move decides: that of the key, a file that whoever reads the others reads first. Who is killed before it leaves
+    the old files; who is killed after it leaves the rest of the moves to `finish_files`, which readers call.
 
     Args:
-        key: The file without which nobody reads the others: it goes first and comes last, so that new ones beside old
-            ones are never taken for a whole.
         is_replaced: Whether a name is of a kind of which none is left but the new ones, if there are new ones.
     """
     folder = Path(folder)
+    finish_files(folder)
     temporary = folder / f".{key}.{secrets.token_hex(4)}.tmp"
+    staged = temporary.with_suffix(STAGED)
     try:
         with _named_errors(folder, temporary):
             temporary.mkdir(parents=True)
             yield temporary
-            names = sorted(os.listdir(temporary), key=lambda name: name == key)
-            old = filter(is_replaced, os.listdir(folder)) if any(map(is_replaced, names)) else ()
-            for name in ([key] if key in names else []) + [name for name in old if name not in names]:
-                (folder / name).unlink(missing_ok=True)
-            for name in names:
-                os.replace(temporary / name, folder / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            new = set(os.listdir(temporary))
+            old = set(filter(is_replaced, os.listdir(folder))) if any(map(is_replaced, new)) else set()
+            content = (temporary / key).read_text(encoding="utf-8")
+            plan = {"key": key, "content": content, "outdated": sorted(old - new)}
+            (temporary / PLAN).write_text(json.dumps(plan), encoding="utf-8")
+            temporary.rename(staged)
+            os.replace(staged / key, folder / key)
+    except BaseException:
+        with suppress(OSError):
+            (staged / PLAN).unlink(missing_ok=True)  # first: without it nobody takes up what is left
+        for path in (temporary, staged):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    finish_files(folder)
+
+
+def finish_files(folder: str | os.PathLike[str]):
+    """Make the moves that somebody who was killed in `whole_files` decided on and did not come to make."""
+    for staged in Path(folder).glob(f".*{STAGED}"):
+        if (plan := _plan_in_force(staged)) is None:
+            continue
+        try:
+            for name in plan["outdated"]:
+                (staged.parent / name).unlink(missing_ok=True)
+            for path in staged.iterdir():
+                if path.name != PLAN:
+                    with suppress(FileNotFoundError):  # another process makes the same moves
+                        os.replace(path, staged.parent / path.name)
+        except OSError as error:
+            raise OSError(
+                f"{folder} holds a model that was half moved there when its writer was killed, and the rest cannot be "
+                f"moved ({error.strerror}); let yourself write there, and try again."
+            ) from error
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _plan_in_force(staged: Path) -> dict[str, Any] | None:
+    """Of what is to be moved, since its key has been, and nothing took that one's place since; else None."""
+    try:
+        plan = json.loads((staged / PLAN).read_text(encoding="utf-8"))
+        key, content = plan["key"], plan["content"]
+        has_moved = not (staged / key).exists() and (staged.parent / key).read_text(encoding="utf-8") == content
+    except FileNotFoundError:
+        return None
+    return plan if has_moved else None
 
 
 def is_leftover(path: Path) -> bool:
@@ -110,4 +154,4 @@ def no_room(error: BaseException) -> str | None:
     return None
 
 
-__all__ = ["is_leftover", "no_room", "whole_file", "whole_files", "whole_folder"]
+__all__ = ["finish_files", "is_leftover", "no_room", "whole_file", "whole_files", "whole_folder"]

@@ -28,7 +28,7 @@ class End(NamedTuple):
 
 
 def in_a_child(work: Callable[[], Any], *changes: Change) -> End:
-    """Fork, change the child's circumstances, do the work there; its status is what it returns, 99 for a traceback."""
+    """Fork, change the child's circumstances, do the work there; its status is the number it returns, 99 for a traceback."""
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
@@ -55,7 +55,8 @@ def _be_a_child(work: Callable[[], Any], changes: tuple[Change, ...], writing: i
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         for change in changes:
             change()
-        status = work() or 0
+        answer = work()
+        status = answer if isinstance(answer, int) else 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 98
     except BaseException:

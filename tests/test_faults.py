@@ -30,6 +30,7 @@ from conftest import SMALL, enliven
 from dying_process import End, Steps, files_no_larger_than, in_a_child, killed_at_byte, without_rights
 from fake_hub import TOKEN, FakeHub, Handler
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioFrameClassification, pipeline
 
 from modeling_htsat import (
     HTSATConfig,
@@ -44,7 +45,7 @@ from modeling_htsat.tables import write_events
 from modeling_htsat.training.averaging import EMACallback
 from modeling_htsat.training.distillation import cache_soft_targets
 from modeling_htsat.training.reporting import last_whole_checkpoint
-from modeling_htsat.training.runs import exit_status, parse_run, run_all
+from modeling_htsat.training.runs import exit_status, is_preset, parse_run, run_all
 
 RATE = 8_000
 ROOT = Path(__file__).parents[1]
@@ -363,16 +364,34 @@ def test_killed_at_every_single_step_it_leaves_the_old_whole_or_the_new(make, sc
         assert scene.kill(killed_at_byte(size)).signal == signal.SIGXFSZ
 
 
-@torch.no_grad()
-def loaded_from(folder: Path) -> dict[str, torch.Tensor] | None:
-    """The weights that somebody who loads the folder gets, None where they are refused."""
+def by_class(folder: Path) -> tuple[Any, Any]:
+    model, report = HTSATForSoundEventDetection.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return model, HTSATFeatureExtractor.from_pretrained(folder)
+
+
+def by_auto_classes(folder: Path) -> tuple[Any, Any]:
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    return AutoModelForAudioFrameClassification.from_pretrained(folder, config=config), extractor
+
+
+def by_pipeline(folder: Path) -> tuple[Any, Any]:
+    hearing = pipeline("sound-event-detection", model=str(folder))
+    return hearing.model, hearing.feature_extractor
+
+
+READERS = [by_class, by_auto_classes, by_pipeline]
+
+
+def read_by(load: Callable[[Path], tuple[Any, Any]], folder: Path) -> tuple[Any, ...] | None:
+    """What somebody gets who loads a folder: weights, names and what the extractor hears; None where it is refused."""
     try:
-        model, report = HTSATForSoundEventDetection.from_pretrained(folder, output_loading_info=True)
-        HTSATFeatureExtractor.from_pretrained(folder)
+        model, extractor = load(folder)
     except (OSError, ValueError, RuntimeError):
         return None
-    assert not any(report.values()), report
-    return model.state_dict()
+    hashes = {name: hash(tensor.detach().numpy().tobytes()) for name, tensor in model.state_dict().items()}
+    return hashes, model.config.id2label, extractor.to_dict()
 
 
 def every_death(work: Callable[[], Any], folder: Path) -> list[Any]:
@@ -386,49 +405,119 @@ def every_death(work: Callable[[], Any], folder: Path) -> list[Any]:
 
 def test_a_model_that_was_killed_while_it_was_saved_is_refused_until_it_is_whole(given, tmp_path):
     """In a new folder, nobody takes what is there for a model before it is one."""
-    model = HTSATForSoundEventDetection.from_pretrained(given / "one")
-    weights, num_refused = model.state_dict(), 0
+    model, found = HTSATForSoundEventDetection.from_pretrained(given / "one"), []
+    new = read_by(by_class, given / "one")
     for death in every_death(lambda: model.save_pretrained(tmp_path / "model"), tmp_path):
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
         assert in_a_child(lambda: model.save_pretrained(tmp_path / "model"), death).signal
-        found = loaded_from(tmp_path / "model")
-        num_refused += found is None
-        assert found is None or all(torch.equal(found[name], weights[name]) for name in weights)
-    assert num_refused > 20
+        assert not (tmp_path / "model" / "config.json").exists() or not is_preset(str(tmp_path / "model"))
+        found.append(read_by(by_class, tmp_path / "model"))
+        assert found[-1] in (None, new)
+    assert found.count(None) > 20 and found.count(new) > 5
     model.save_pretrained(tmp_path / "model")
-    assert loaded_from(tmp_path / "model").keys() == weights.keys()
+    assert read_by(by_class, tmp_path / "model") == new
 
 
-def read_all(folder: Path) -> tuple[Any, ...] | None:
-    """What somebody gets who loads a folder: weights, names and what the extractor hears; None where it is refused."""
-    weights = loaded_from(folder)
-    if weights is None:
-        return None
-    hashes = {name: hash(tensor.numpy().tobytes()) for name, tensor in weights.items()}
-    return hashes, HTSATConfig.from_pretrained(folder).id2label, HTSATFeatureExtractor.from_pretrained(folder).to_dict()
+class Overwritten(NamedTuple):
+    """A model, and another one that is saved over it."""
+
+    older: HTSATForSoundEventDetection
+    newer: HTSATForSoundEventDetection
+    place: Path
+
+    def save_older(self) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.older.save_pretrained(self.place)
+        (self.place / "notes.txt").write_text("of its owner")
+
+    def save_newer(self) -> None:
+        self.newer.save_pretrained(self.place)
 
 
-def test_a_model_that_was_killed_while_it_was_saved_over_an_older_one_is_never_a_mixture(given, tmp_path):
-    """The old one stays until all is written; then files move, and between two of them there is nothing to load."""
-    older, place = HTSATForSoundEventDetection.from_pretrained(given / "one"), tmp_path / "model"
-    names = {"id2label": dict(enumerate("vwxyz")), "label2id": {name: index for index, name in enumerate("vwxyz")}}
-    newer = HTSATForSoundEventDetection(HTSATConfig(**{**SMALL, "max_frequency": 9_000}, **names))
-    older.save_pretrained(place)
-    old, found = read_all(place), []
-    deaths = every_death(lambda: newer.save_pretrained(place), tmp_path)
-    new = read_all(place)
-    assert all(one != other for one, other in zip(old, new, strict=True))
-    for death in deaths:
-        shutil.rmtree(place)
+@pytest.fixture(params=["other sounds", "only other weights"])
+def overwritten(request, given, tmp_path) -> Overwritten:
+    older = HTSATForSoundEventDetection.from_pretrained(given / "one")
+    if request.param == "only other weights":
+        newer = HTSATForSoundEventDetection.from_pretrained(given / "two")
+    else:
+        names = {"id2label": dict(enumerate("vwxyz")), "label2id": {name: index for index, name in enumerate("vwxyz")}}
+        newer = HTSATForSoundEventDetection(HTSATConfig(**{**SMALL, "max_frequency": 9_000}, **names))
+    return Overwritten(older, newer, tmp_path / "model")
+
+
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_while_it_was_saved_over_an_older_one_a_model_is_the_old_or_the_new(overwritten, stride, tmp_path):
+    """Whichever way it is read, also when the old one was in pieces, of which some have other names than the new."""
+    place, older = overwritten.place, overwritten.older
+    older.save_pretrained = functools.partial(older.save_pretrained, max_shard_size="100KB")  # type: ignore[method-assign]
+    overwritten.save_older()
+    assert len(list(place.glob("model-*.safetensors"))) > 2
+    old, found = read_by(by_class, place), []
+    deaths = every_death(overwritten.save_newer, tmp_path)
+    new, files = read_by(by_class, place), files_of(place)
+    assert old != new
+    for death in deaths[::stride]:
+        overwritten.save_older()
+        assert in_a_child(overwritten.save_newer, death).signal
+        copies = [shutil.copytree(place, tmp_path / "copy" / load.__name__) for load in READERS]
+        found += [read_by(load, copy) for load, copy in zip(READERS, copies, strict=True)]
+        assert found[-3] == found[-2] == found[-1] in (old, new)
+        assert not list(tmp_path.glob("copy/*/.*.staged/model*")) or found[-1] == old
+        shutil.rmtree(tmp_path / "copy")
+        overwritten.save_newer()
+        assert files_of(place) == files
+    assert found.count(old) > 60 / stride and found.count(new) > 15 / stride
+
+
+@pytest.mark.parametrize("kind", [HTSATConfig, HTSATFeatureExtractor])
+def test_killed_while_it_was_saved_over_an_older_one_a_part_is_the_old_or_the_new(kind, tmp_path):
+    older, newer, place = kind(), kind(max_frequency=9_000), tmp_path / "part"
+
+    def save_older() -> None:
+        shutil.rmtree(place, ignore_errors=True)
         older.save_pretrained(place)
-        (place / "notes.txt").write_text("of its owner")
+
+    save_older()
+    found = []
+    for death in every_death(lambda: newer.save_pretrained(place), tmp_path):
+        save_older()
         assert in_a_child(lambda: newer.save_pretrained(place), death).signal
-        found.append(read_all(place))
-        assert found[-1] in (old, new, None)
-        assert (place / "notes.txt").read_text() == "of its owner"
-        newer.save_pretrained(place)
-        assert read_all(place) == new
-    assert found.count(old) > 20 and found.count(None) < 15
+        found.append(kind.from_pretrained(place).max_frequency)
+    assert set(found) == {older.max_frequency, 9_000}
+
+
+def half_moved(overwritten: Overwritten, tmp_path: Path) -> Path:
+    """Its folder, as it is left right after the move that decides."""
+    for number in count(1):
+        overwritten.save_older()
+        assert in_a_child(overwritten.save_newer, Steps(tmp_path, number)).signal
+        staged = list(overwritten.place.glob(".*.staged"))
+        if staged and not (staged[0] / "config.json").exists():
+            return overwritten.place
+    raise AssertionError
+
+
+def test_a_model_that_was_half_moved_is_refused_where_the_rest_cannot_be_moved(overwritten, tmp_path, monkeypatch):
+    place = half_moved(overwritten, tmp_path)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    for load in READERS[:2]:
+        with pytest.raises(OSError, match=r"half moved.*Permission denied.*let yourself write there") as refusal:
+            load(place)
+        assert str(place) in str(refusal.value)
+    monkeypatch.undo()
+    assert read_by(by_class, place)[0] == read_by(by_class, overwritten.place)[0]
+
+
+def test_what_was_half_moved_is_not_moved_over_what_its_owner_put_there_since(overwritten, given, tmp_path):
+    place = half_moved(overwritten, tmp_path)
+    theirs = HTSATForSoundEventDetection.from_pretrained(given / "one", id2label=dict(enumerate("klmno")))
+    theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copytree(tmp_path / "theirs", place, dirs_exist_ok=True)
+    assert read_by(by_class, place) == read_by(by_class, tmp_path / "theirs")
 
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────

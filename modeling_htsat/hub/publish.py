@@ -18,6 +18,7 @@ from ..ensemble import MEMBERS_FILE
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..hub_htsat import CARD_FILE, EXTRACTOR_FILE, HubRepository
 from ..modeling_htsat import HTSATForAudioClassification, HTSATForSoundEventDetection, HTSATModel, HTSATPreTrainedModel
+from ..whole_htsat import finish_files
 from .card import RECIPE_FILE, RESULTS_FILE
 from .facts import FACTS_FILE
 
@@ -119,6 +120,7 @@ def load_whole(folder: Path) -> tuple[HTSATPreTrainedModel, HTSATFeatureExtracto
 def check_files(folder: Path):
     if not folder.is_dir():
         raise PublishError(f"{folder} is no folder; give the one that `save_pretrained` wrote the model to.")
+    finish_files(folder)
     if (folder / MEMBERS_FILE).is_file():
         raise PublishError(f"{folder} holds an ensemble; publish its members one by one.")
     missing = [name for name in (CONFIG_NAME, EXTRACTOR_FILE) if not (folder / name).is_file()]

@@ -34,6 +34,7 @@ from ..ensemble import load_ensemble, load_ensemble_extractor
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..metrics import clip_metrics_for_trainer, event_metrics_for_trainer
 from ..modeling_htsat import HTSATForSoundEventDetection, make_head
+from ..whole_htsat import finish_files
 from .arguments import DataArguments, FinalArguments, ModelArguments
 from .augmentation import AugmentationArguments
 from .averaging import EMACallback, average_best
@@ -290,6 +291,7 @@ def load_model(model_class: type[PreTrainedModel], model: ModelArguments, corpus
 def is_preset(model: str) -> bool:
     """Whether a folder describes a model without holding its weights."""
     folder = Path(model)
+    finish_files(folder)
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
     return (folder / "config.json").is_file() and not has_weights
 
