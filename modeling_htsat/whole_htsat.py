@@ -77,10 +77,11 @@ def whole_files(folder: str | os.PathLike[str], key: str, is_replaced: Callable[
             temporary.rename(staged)
             os.replace(staged / key, folder / key)
     except BaseException:
-        with suppress(OSError):
-            (staged / PLAN).unlink(missing_ok=True)  # first: without it nobody takes up what is left
-        for path in (temporary, staged):
-            shutil.rmtree(path, ignore_errors=True)
+        if _plan_in_force(staged) is None:
+            with suppress(OSError):
+                (staged / PLAN).unlink(missing_ok=True)  # first: without it nobody takes up what is left
+            for path in (temporary, staged):
+                shutil.rmtree(path, ignore_errors=True)
         raise
     finish_files(folder)
 
@@ -106,14 +107,18 @@ def finish_files(folder: str | os.PathLike[str]):
 
 
 def _plan_in_force(staged: Path) -> dict[str, Any] | None:
-    """Of what is to be moved, since its key has been, and nothing took that one's place since; else None."""
+    """Of what is to be moved, since its key has been, and nothing took that one's place since; else None.
+
+    The folder may be anybody's, so nothing in it is led outside.
+    """
     try:
         plan = json.loads((staged / PLAN).read_text(encoding="utf-8"))
-        key, content = plan["key"], plan["content"]
+        key, content, outdated = plan["key"], plan["content"], plan["outdated"]
+        is_within = all(re.fullmatch(r"[\w.-]+", name) for name in [key, *outdated]) and not staged.is_symlink()
         has_moved = not (staged / key).exists() and (staged.parent / key).read_text(encoding="utf-8") == content
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return plan if has_moved else None
+    return plan if is_within and has_moved else None
 
 
 def is_leftover(path: Path) -> bool:

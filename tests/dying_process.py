@@ -28,7 +28,7 @@ class End(NamedTuple):
 
 
 def in_a_child(work: Callable[[], Any], *changes: Change) -> End:
-    """Fork, change the child's circumstances, do the work there; its status is the number it returns, 99 for a traceback."""
+    """Fork, change the child, do the work there; its status is the number that work returns, 99 for a traceback."""
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()

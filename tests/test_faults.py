@@ -512,6 +512,25 @@ def test_a_model_that_was_half_moved_is_refused_where_the_rest_cannot_be_moved(o
     assert read_by(by_class, place)[0] == read_by(by_class, overwritten.place)[0]
 
 
+def test_ctrl_c_right_after_the_move_that_decides_leaves_the_new_model(overwritten, monkeypatch):
+    overwritten.save_newer()
+    new = read_by(by_class, overwritten.place)
+    overwritten.save_older()
+    move = os.replace
+
+    def move_and_interrupt(source: Path, target: Path) -> None:
+        move(source, target)
+        if Path(source).parent.parent == overwritten.place:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", move_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        overwritten.save_newer()
+    monkeypatch.undo()
+    assert read_by(by_class, overwritten.place) == new
+    assert not list(overwritten.place.glob(".*"))
+
+
 def test_what_was_half_moved_is_not_moved_over_what_its_owner_put_there_since(overwritten, given, tmp_path):
     place = half_moved(overwritten, tmp_path)
     theirs = HTSATForSoundEventDetection.from_pretrained(given / "one", id2label=dict(enumerate("klmno")))

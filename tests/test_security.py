@@ -388,6 +388,30 @@ def test_what_a_link_in_a_model_folder_leads_to_is_neither_published_nor_overwri
     assert secret.read_text() == "nobody else's business" and not (model / "README.md").is_symlink()
 
 
+@pytest.mark.parametrize("lead", ["outdated", "key", "link", "nonsense", "no table", "brackets"])
+def test_what_a_model_folder_says_is_left_to_be_moved_changes_nothing_outside_of_it(lead, model, tmp_path):
+    folder, theirs = model, tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "letter.txt").write_text("dear")
+    staged = folder / ".config.json.0123abcd.staged"
+    plan = {"key": "config.json", "content": (folder / "config.json").read_text(), "outdated": []}
+    if lead == "outdated":
+        plan["outdated"] = ["../theirs/letter.txt", str(theirs / "letter.txt"), "a\0b", "\ud800"]
+    elif lead == "key":
+        plan |= {"key": "../theirs/letter.txt", "content": "dear", "outdated": ["model.safetensors"]}
+    if lead == "link":
+        (theirs / "plan.json").write_text(json.dumps(plan))
+        staged.symlink_to(theirs)
+    else:
+        staged.mkdir()
+        texts = {"nonsense": "{", "no table": '["key"]', "brackets": "[" * 100_000}
+        (staged / "plan.json").write_text(texts.get(lead, json.dumps(plan)))
+        (staged / "labels.txt").write_text("moved")
+    HTSATForSoundEventDetection.from_pretrained(folder)
+    assert (theirs / "letter.txt").read_text() == "dear"
+    assert not (folder / "labels.txt").exists() and not (folder / "letter.txt").exists()
+
+
 def test_a_snapshot_in_the_cache_of_the_hub_is_published_though_it_is_all_links(model, tmp_path):
     snapshot, blobs = tmp_path / "cache" / "snapshots" / "abc", tmp_path / "cache" / "blobs"
     snapshot.mkdir(parents=True)
