@@ -18,14 +18,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,15 +33,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_htsat import HTSATConfig
 from .feature_extraction_htsat import FREE_VALUES, HTSATFeatureExtractor
 from .hub_htsat import CARD_FILE, EXTRACTOR_FILE, HTSATFilesMixin, add_tags
+from .processor_htsat import AttentionInParts, HTSATLinear, activate, is_eager, keep_freed_memory, parts_are_faster
 
 MASKED_BIAS = -100.0  # what the authors add between tokens that are neighbours only through the cyclic shift
 CUBIC_A = -0.75  # the constant of PyTorch's bicubic interpolation
-# Beyond 32 MB, glibc maps memory anew for every tensor, and each 4 KB of it costs a page fault. An MLP holds four times
-# as many numbers as its tokens.
-MAPPED_BYTES = 2**25
-NUMBERS_AT_ONCE = 2**20
-HAS_VECTORS = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-ONEDNN_IS_FAST = torch.backends.mkldnn.is_available() and HAS_VECTORS and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+NUMBERS_AT_ONCE = 2**20  # of tokens: an MLP holds four times as many, and pieces beyond 32 MB cost page faults
 
 
 # ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,24 +160,6 @@ class HTSATIndexes(nn.Module):
     def register_indexes(self):
         for name, values in self.make_indexes().items():
             self.register_buffer(name, values, persistent=False)
-
-
-def is_eager(tensor: torch.Tensor) -> bool:
-    """Whether PyTorch runs this as it stands, on a processor: compilers and exporters know better by themselves, and
-    who watches or transforms operators (a counter of FLOPs, `torch.func`) knows only the usual ones."""
-    is_translated = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    is_plain_run = not (is_translated or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active())
-    return tensor.device.type == "cpu" and is_plain_run
-
-
-@cache
-def keep_freed_memory():
-    """Have glibc keep up to 64 MB that tensors free, instead of handing them back and fetching them page by page.
-
-    It learns by itself how much is worth keeping: twice the largest piece that was ever freed and that was not beyond
-    its limit. So one such piece is freed here, of which no page is ever touched.
-    """
-    torch.empty(MAPPED_BYTES - 2**16, dtype=torch.uint8)
 
 
 def join_parts(parts: Sequence[Any]) -> Any:
@@ -340,45 +316,6 @@ def eager_attention_forward(
     return (dropped @ value).transpose(1, 2), probabilities
 
 
-class OneDNNLinear(torch.autograd.Function):
-    """A linear layer by oneDNN, by an operator that PyTorch keeps for its compiler and that has no gradients itself."""
-
-    @staticmethod
-    def forward(ctx, tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(tokens, weight)
-        return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens, weight = ctx.saved_tensors
-        wants_tokens, wants_weight, wants_bias = ctx.needs_input_grad
-        return (
-            OneDNNLinear.apply(gradient, weight.t(), None) if wants_tokens else None,
-            OneDNNLinear.apply(gradient.t(), tokens.t(), None) if wants_weight else None,
-            gradient.sum(0) if wants_bias else None,
-        )
-
-
-class HTSATLinear(nn.Linear):
-    """`nn.Linear`, which on a processor goes to oneDNN where PyTorch would ask MKL: the same sums in less time.
-
-    MKL does without AVX-512 on processors other than Intel's; oneDNN writes its machine code for the one that it finds:
-    on an AMD EPYC twice as fast (`benchmarks/README.md`).
-    """
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if not self._suits_onednn(tokens):
-            return super().forward(tokens)
-        rows = OneDNNLinear.apply(tokens.reshape(-1, self.in_features), self.weight, self.bias)
-        return rows.view(*tokens.shape[:-1], self.out_features)
-
-    def _suits_onednn(self, tokens: torch.Tensor) -> bool:
-        is_plain = type(self.weight) is nn.Parameter  # neither sharded nor quantized
-        is_float32 = tokens.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        is_usual = is_plain and is_float32 and tokens.numel() > 0 and is_eager(tokens)
-        return ONEDNN_IS_FAST and torch.backends.mkldnn.enabled and is_usual
-
-
 class HTSATAttention(nn.Module):
     """Multi-head self-attention among the tokens of each window, with a learned bias per distance."""
 
@@ -398,13 +335,17 @@ class HTSATAttention(nn.Module):
         self, windows: torch.Tensor, bias: torch.Tensor, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query_key_value = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))
+        dropout = self.dropout_prob if self.training else 0.0
+        is_sdpa = self.config._attn_implementation == "sdpa" and not output_attentions
+        if is_sdpa and not dropout and parts_are_faster(query_key_value):
+            context = AttentionInParts.apply(query_key_value, bias, self.scaling)
+            return self.dropout(self.projection(context.flatten(2))), None
         query, key, value = query_key_value.transpose(1, 3).unbind(2)  # each (windows, heads, tokens, head_dim)
         # Sizes by `shape`, not by `len`, which would fix the batch of an exported program.
         bias = bias.repeat(windows.shape[0] // bias.shape[0], 1, 1, 1) if bias.shape[0] > 1 else bias
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if output_attentions:  # the fused kernels keep none
             attend = eager_attention_forward
-        dropout = self.dropout_prob if self.training else 0.0
         context, probabilities = attend(self, query, key, value, bias, scaling=self.scaling, dropout=dropout)
         return self.dropout(self.projection(context.flatten(2))), probabilities
 
@@ -418,7 +359,8 @@ class HTSATMLP(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.down(self.dropout(self.activation(self.up(tokens)))))
+        hidden = activate(self.up, self.activation, tokens)
+        return self.dropout(self.down(self.dropout(hidden)))
 
 
 def drop_path(branch: torch.Tensor, drop_prob: float, training: bool) -> torch.Tensor:
@@ -727,7 +669,7 @@ class HTSATModel(HTSATPreTrainedModel):
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
         if is_eager(input_features):
-            keep_freed_memory()
+            keep_freed_memory(self.training and torch.is_grad_enabled())
         num_frames = self._count_frames(input_features, attention_mask)
         plan = plan_windows(self.config, num_frames, input_features.shape[1])
         spectrograms = input_features.to(self.mel_norm.weight.dtype)

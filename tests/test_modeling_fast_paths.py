@@ -1,6 +1,7 @@
 """What the model does faster on a processor gives what the plain way gives, and steps aside where it does not fit."""
 
 import copy
+import functools
 import os
 import platform
 import subprocess
@@ -8,11 +9,13 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_htsat import HTSATForSoundEventDetection, HTSATModel
 from modeling_htsat import modeling_htsat as module
+from modeling_htsat import processor_htsat as processor
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch was built without oneDNN")
@@ -22,20 +25,20 @@ needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch was built
 def products(monkeypatch) -> list[tuple[int, ...]]:
     """The shapes of the tokens that `HTSATLinear` gives to oneDNN, as if it were fast on this machine."""
     shapes = []
-    forward = module.OneDNNLinear.forward
+    forward = processor.OneDNNLinear.forward
 
     def remember(ctx, tokens, *args):
         shapes.append(tuple(tokens.shape))
         return forward(ctx, tokens, *args)
 
-    monkeypatch.setattr(module, "ONEDNN_IS_FAST", HAS_ONEDNN)
-    monkeypatch.setattr(module.OneDNNLinear, "forward", staticmethod(remember))
+    monkeypatch.setattr(processor, "ONEDNN_IS_FAST", HAS_ONEDNN)
+    monkeypatch.setattr(processor.OneDNNLinear, "forward", staticmethod(remember))
     return shapes
 
 
-def make_linears(inputs: int, outputs: int, bias: bool = True) -> tuple[module.HTSATLinear, nn.Linear]:
+def make_linears(inputs: int, outputs: int, bias: bool = True) -> tuple[processor.HTSATLinear, nn.Linear]:
     torch.manual_seed(0)
-    ours, plain = module.HTSATLinear(inputs, outputs, bias), nn.Linear(inputs, outputs, bias)
+    ours, plain = processor.HTSATLinear(inputs, outputs, bias), nn.Linear(inputs, outputs, bias)
     plain.load_state_dict(ours.state_dict())
     return ours, plain
 
@@ -148,9 +151,172 @@ def test_compilers_exporters_and_counters_see_a_linear_layer(products):
 
 
 def test_on_machines_where_onednn_is_not_fast_nothing_goes_there(products, monkeypatch):
-    monkeypatch.setattr(module, "ONEDNN_IS_FAST", False)
+    monkeypatch.setattr(processor, "ONEDNN_IS_FAST", False)
     make_linears(8, 4)[0](make_tokens(16, 64, 8))
     assert products == []
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(64, 24, 4), (64, 4, 24), (3, 24, 20), (3, 20, 24), (1, 1, 1)])
+def test_a_product_that_is_turned_is_the_same_whichever_factor_is_copied(shape):
+    num_rows, num_left, num_right = shape
+    left, right = make_tokens(num_rows, num_left).double(), make_tokens(num_rows, num_right, seed=2).double()
+    turned = processor.OneDNNLinear.multiply_turned(left.float(), right.float())
+    torch.testing.assert_close(turned, (left.t() @ right).float(), atol=1e-5, rtol=1e-5)
+
+
+# ── GELU with the layer before it ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def mlp(make_model, monkeypatch) -> nn.Module:
+    monkeypatch.setattr(processor, "ONEDNN_IS_FAST", HAS_ONEDNN)
+    return make_model(HTSATModel).stages[0].blocks[0].mlp
+
+
+def plainly(mlp: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    up, down = (functools.partial(F.linear, weight=layer.weight, bias=layer.bias) for layer in (mlp.up, mlp.down))
+    return down(F.gelu(up(tokens)))
+
+
+@needs_onednn
+def test_gelu_comes_with_the_layer_before_it_where_there_are_no_gradients(mlp, products):
+    tokens = make_tokens(2, 64, mlp.up.in_features, seed=3) * 3
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(tokens), plainly(mlp, tokens), atol=1e-6, rtol=1e-5)
+    assert len(products) == 1  # the layer after it; the one before went another way
+    torch.testing.assert_close(mlp(tokens), plainly(mlp, tokens), atol=1e-6, rtol=1e-5)
+    assert len(products) == 3
+
+
+class Adapted(processor.HTSATLinear):
+    """As adapters do, it adds something to what its layer makes."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens) + 1
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "watch", ["activation hook", "layer hook", "hook before", "hook everywhere", "accelerate", "adapter", "other"]
+)
+def test_who_watches_or_changes_what_comes_in_between_gets_to_it(mlp, watch):
+    tokens, seen = make_tokens(2, 64, mlp.up.in_features), []
+    expected = plainly(mlp, tokens)
+    handle = None
+    if watch == "activation hook":
+        mlp.activation.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    elif watch == "layer hook":
+        mlp.up.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    elif watch == "hook before":
+        mlp.up.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    elif watch == "hook everywhere":
+        handle = nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer))
+    elif watch == "accelerate":
+        forward = mlp.up.forward
+        mlp.up.forward = lambda tokens: seen.append(tokens) or forward(tokens)
+    elif watch == "adapter":
+        mlp.up.__class__ = Adapted
+        expected = mlp.down(F.gelu(F.linear(tokens, mlp.up.weight, mlp.up.bias) + 1))
+        seen.append(None)
+    else:
+        mlp.activation = nn.ReLU()
+        expected = mlp.down(F.relu(mlp.up(tokens)))
+        seen.append(None)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(tokens), expected, atol=1e-6, rtol=1e-5)
+    if handle is not None:
+        handle.remove()
+        assert mlp.activation in seen and mlp.up in seen
+    assert seen
+
+
+# ── attention in parts ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def attended(monkeypatch) -> list[int]:
+    """How many windows went through attention in parts, call by call, as if this machine had two threads for it."""
+    calls = []
+    forward = processor.AttentionInParts.forward
+
+    def remember(ctx, query_key_value, *args):
+        calls.append(len(query_key_value))
+        return forward(ctx, query_key_value, *args)
+
+    monkeypatch.setattr(processor, "HAS_VECTORS", True)
+    monkeypatch.setattr(processor.AttentionInParts, "forward", staticmethod(remember))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield calls
+    torch.set_num_threads(num_threads)
+
+
+def attend_plainly(query_key_value: torch.Tensor, bias: torch.Tensor, scaling: float) -> torch.Tensor:
+    query, key, value = query_key_value.transpose(1, 3).unbind(2)
+    bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
+    return F.scaled_dot_product_attention(query, key, value, bias, scale=scaling).transpose(1, 2)
+
+
+@pytest.mark.parametrize("num_biases", [1, 3])
+@pytest.mark.parametrize("scores_at_once", [1, 2 * 2 * 25, 2**20])
+def test_attention_in_parts_is_attention_with_its_gradients_and_theirs(num_biases, scores_at_once, monkeypatch):
+    """One window at once, two (of three and of six), and all."""
+    monkeypatch.setattr(processor, "SCORES_AT_ONCE", scores_at_once)
+    assert len(list(processor.parts_of_windows(6, torch.zeros(num_biases, 2, 5, 5)))) == {
+        (1, 1): 6, (1, 3): 6, (100, 1): 3, (100, 3): 4, (2**20, 1): 1, (2**20, 3): 2,
+    }[scores_at_once, num_biases]  # fmt: skip
+    query_key_value = make_tokens(6, 5, 3, 2, 4).double().requires_grad_()
+    bias = make_tokens(num_biases, 2, 5, 5, seed=2).double().requires_grad_()
+
+    def attend(query_key_value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return processor.AttentionInParts.apply(query_key_value, bias, 0.7)
+
+    torch.testing.assert_close(attend(query_key_value, bias), attend_plainly(query_key_value, bias, 0.7))
+    assert torch.autograd.gradcheck(attend, (query_key_value, bias))
+    assert torch.autograd.gradgradcheck(attend, (query_key_value, bias))
+    assert attend(query_key_value, bias).shape == (6, 5, 2, 4)
+
+
+@pytest.mark.parametrize("num_frames", [1001, 2500])
+def test_a_model_that_attends_in_parts_scores_and_learns_as_one_that_attends_plainly(
+    attended, make_model, make_features, num_frames
+):
+    labels, results = torch.rand(3, 5, generator=torch.Generator().manual_seed(2)), []
+    for implementation in ("sdpa", "eager"):
+        model = make_model(HTSATForSoundEventDetection, num_labels=5)
+        model.set_attn_implementation(implementation)
+        features = make_features(3, num_frames)
+        with torch.no_grad():
+            scores = model(features).logits
+        num_calls = len(attended)
+        model(features, labels=labels).loss.backward()
+        assert (num_calls > 0, len(attended) > num_calls) == (implementation == "sdpa",) * 2
+        results.append([scores, *(weight.grad for weight in model.parameters())])
+        attended.clear()
+    for in_parts, plain in zip(*results, strict=True):
+        torch.testing.assert_close(in_parts, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_goes_in_parts_only_where_that_is_faster_and_does_not_show(attended, make_model, make_features):
+    model, features = make_model(HTSATModel), make_features(1, 256)
+    with torch.no_grad():
+        assert len(model(features, output_attentions=True).attentions) == sum(model.config.depths)
+        torch.export.export(model, (features,), strict=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(features)
+        with FlopCounterMode(display=False):
+            model(features)
+        torch.set_num_threads(1)
+        model(features)
+    dropping = make_model(HTSATModel, attention_probs_dropout_prob=0.1).train()
+    dropping(features)
+    assert attended == []
+    dropping.eval()(features)  # one thread, but gradients
+    assert len(attended) == sum(model.config.depths)
+
+
+# ── what is made once, and in parts ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -240,6 +406,29 @@ def test_after_one_pass_memory_that_tensors_free_is_kept():
     run = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, env=environment)
     # Without, 14,000 a round: unless, as some builds of PyTorch do, the process has freed a large piece before.
     assert run.returncode == 0 and int(run.stdout) < 100, run.stdout + run.stderr
+
+
+COUNT_FAULTS_OF_TRAINING = """
+import resource, torch
+from modeling_htsat import HTSATConfig, HTSATForAudioClassification
+torch.manual_seed(0)
+model = HTSATForAudioClassification(HTSATConfig(embed_dim=64, depths=(2, 2), num_heads=(2, 2), num_labels=2)).train()
+features, labels = torch.randn(8, 1001, 64), torch.zeros(8, dtype=torch.long)
+for step in range(6):
+    if step == 3:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(features, labels=labels).loss.backward()
+    model.zero_grad()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 3)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by rules of their own")
+def test_a_step_of_training_keeps_the_memory_of_the_one_before():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", COUNT_FAULTS_OF_TRAINING]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0 and int(run.stdout) < 20_000, run.stdout + run.stderr  # without, 55,000 to 75,000 a step
 
 
 def test_a_batch_in_parts_gives_what_it_gives_at_once(make_model, make_features, monkeypatch):

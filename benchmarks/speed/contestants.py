@@ -16,7 +16,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 
 from modeling_htsat import HTSATConfig, HTSATFeatureExtractor, HTSATForAudioClassification, HTSATModel
 from modeling_htsat.conversion import clap_from_htsat
-from modeling_htsat.modeling_htsat import ONEDNN_IS_FAST, OneDNNLinear
+from modeling_htsat.processor_htsat import ONEDNN_IS_FAST, OneDNNLinear
 
 from .clock import Pace
 
