@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers.activations import GELUActivation
 
@@ -26,8 +27,8 @@ def is_eager(tensor: torch.Tensor) -> bool:
     """Whether PyTorch runs this as it stands, on a processor: compilers and exporters know better by themselves, and
     who watches or transforms operators (a counter of FLOPs, `torch.func`) knows only the usual ones."""
     is_translated = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    is_plain_run = not (is_translated or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active())
-    return tensor.device.type == "cpu" and is_plain_run
+    is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return tensor.device.type == "cpu" and not (is_translated or is_transformed or is_in_torch_dispatch_mode())
 
 
 def is_plain_float32(tensor: torch.Tensor) -> bool:

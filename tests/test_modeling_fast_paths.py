@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_htsat import HTSATForSoundEventDetection, HTSATModel
@@ -296,6 +297,19 @@ def test_a_model_that_attends_in_parts_scores_and_learns_as_one_that_attends_pla
         attended.clear()
     for in_parts, plain in zip(*results, strict=True):
         torch.testing.assert_close(in_parts, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_derivatives_forward_are_those_backward(attended, products, make_model, make_features):
+    model, features = make_model(HTSATModel), make_features(1, 256)
+    direction = make_features(1, 256, seed=1)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(model(forward_ad.make_dual(features, direction)).pooler_output).tangent
+    assert attended == products == []
+    features.requires_grad_()
+    weights = make_tokens(*found.shape)
+    (gradient,) = torch.autograd.grad((model(features).pooler_output * weights).sum(), features)
+    assert attended and products
+    torch.testing.assert_close((found * weights).sum(), (gradient * direction).sum(), atol=1e-4, rtol=1e-4)
 
 
 def test_attention_goes_in_parts_only_where_that_is_faster_and_does_not_show(attended, make_model, make_features):
