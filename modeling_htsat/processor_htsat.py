@@ -122,8 +122,8 @@ def parts_are_faster(query_key_value: torch.Tensor) -> bool:
 
     With gradients, that kernel takes no biases that learn, and gives way to products that keep all scores of a batch.
     """
-    is_faster = HAS_VECTORS and (torch.get_num_threads() > 1 or query_key_value.requires_grad)
-    return is_faster and is_plain_float32(query_key_value)
+    suits = HAS_VECTORS and is_plain_float32(query_key_value)  # first, as compilers take no number of threads
+    return suits and (query_key_value.requires_grad or torch.get_num_threads() > 1)
 
 
 def parts_of_windows(num_windows: int, bias: torch.Tensor) -> Iterator[tuple[slice, slice]]:

@@ -852,7 +852,9 @@ def test_sdpa_and_eager_attention_agree_in_outputs_and_gradients(make_model, mak
 
 
 def test_sdpa_is_the_default_and_really_called(make_model, make_features, monkeypatch):
+    """Wherever a processor does not do the same in parts, which `test_modeling_fast_paths.py` looks at."""
     calls = []
+    monkeypatch.setattr("modeling_htsat.processor_htsat.HAS_VECTORS", False)
     attend = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attend(*a, **k))
     model = make_model(HTSATModel)
