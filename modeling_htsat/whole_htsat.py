@@ -94,16 +94,22 @@ def finish_files(folder: str | os.PathLike[str]):
         try:
             for name in plan["outdated"]:
                 (staged.parent / name).unlink(missing_ok=True)
-            for path in staged.iterdir():
-                if path.name != PLAN:
-                    with suppress(FileNotFoundError):  # another process makes the same moves
-                        os.replace(path, staged.parent / path.name)
+            for name in set(_names_in(staged)) - {PLAN}:
+                with suppress(FileNotFoundError):  # another process makes the same moves
+                    os.replace(staged / name, staged.parent / name)
         except OSError as error:
             raise OSError(
                 f"{folder} holds a model that was half moved there when its writer was killed, and the rest cannot be "
                 f"moved ({error.strerror}); let yourself write there, and try again."
             ) from error
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:  # another process has made all moves
+        return []
 
 
 def _plan_in_force(staged: Path) -> dict[str, Any] | None:
