@@ -1,5 +1,6 @@
 """The clock: contestants take turns in one process, and what counts are ratios of their medians."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -66,9 +67,10 @@ def interleave(runs: Runs, pace: Pace, synchronize: Callable[[], None] = lambda:
     names = list(runs)
     samples: Samples = {name: [] for name in names}
     once = sum(seconds_of(run) for run in runs.values())  # not counted: the first call sets things up
-    for turn in range(pace.rounds(once)):
-        first = turn % len(names)  # nobody always follows the same neighbour, and finds the caches as that left them
-        for name in names[first:] + names[:first]:
+    dice = random.Random(0)
+    for _ in range(pace.rounds(once)):
+        dice.shuffle(names)  # or one would always follow the same other, and find caches and memory as that left them
+        for name in names:
             samples[name].append(seconds_of(runs[name]))
     return samples
 
