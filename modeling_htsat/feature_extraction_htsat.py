@@ -22,6 +22,7 @@ from transformers.utils import TensorType, logging
 from .configuration_htsat import check_frequencies, check_hop, check_size
 from .events_htsat import EventDecoding, average_repeats, decode_events
 from .hub_htsat import EXTRACTOR_FILE, HTSATFilesMixin
+from .processor_htsat import keep_freed_memory, linear
 
 logger = logging.get_logger(__name__)
 
@@ -31,8 +32,7 @@ FREE_VALUES = ("short_clips", "padding_value", "return_attention_mask")
 SILENCE_DECIBELS = -100.0  # 10 log10 of the smallest power that the authors keep, 1e-10
 MAX_DECIBELS = 10_000  # float32 ends at 385
 FRAMES_PER_BLOCK = 4096  # bounds the memory of the Fourier transform: 41 s of sound, 17 MB a clip
-# On a processor less, and of all clips together: 4 MB stay in its caches, and the memory is not mapped anew every time.
-FRAMES_AT_ONCE = 1024
+FRAMES_AT_ONCE = 512  # on a processor, of all clips together: 2 MB stay in its caches
 FEWEST_FRAMES = 64
 MAX_SAMPLE = 1e15  # of floats, where full scale is 1; from about 1e17 on, powers overflow float32
 PCM_FULL_SCALE = {torch.int8: 2**7, torch.int16: 2**15, torch.int32: 2**31}
@@ -51,8 +51,9 @@ def to_mono_float(waveform: Any, name: str = "The waveform") -> torch.Tensor:
     if waveform.numel() == 0:
         raise ValueError(f"{name} is empty; at least one sample is needed. Drop it, or check how it was read.")
     waveform = _scale_to_float(waveform, name)
-    is_sound = waveform.abs() <= MAX_SAMPLE  # False for NaN
-    if not is_sound.all():
+    lowest, highest = waveform.aminmax()
+    if not (lowest >= -MAX_SAMPLE and highest <= MAX_SAMPLE):  # nor is it if one is NaN
+        is_sound = waveform.abs() <= MAX_SAMPLE
         raise ValueError(
             f"{name} holds NaN or infinite samples, or some beyond {MAX_SAMPLE:.0e} where full scale is 1, the first "
             f"at index {int(is_sound.int().argmin())}; all must be finite. Check how it was made, or replace them, for "
@@ -310,14 +311,17 @@ class HTSATFeatureExtractor(HTSATFilesMixin, SequenceFeatureExtractor):
 
     def _mirror_ends(self, waveform: torch.Tensor) -> torch.Tensor:
         """The waveform as `center=True` sees it, with reflected ends; a few samples are first filled up with zeros."""
-        waveform = F.pad(waveform, (0, max(self._min_samples - len(waveform), 0)))
-        half_window = self.window_length // 2
-        return F.pad(waveform[None], (half_window, half_window), mode="reflect")[0]
+        if len(waveform) < self._min_samples:
+            waveform = F.pad(waveform, (0, self._min_samples - len(waveform)))
+        start, end = waveform[1 : self._min_samples], waveform[-self._min_samples : -1]
+        return torch.cat([start.flip(0), waveform, end.flip(0)])
 
     def _log_mel_blocks(self, waveforms: torch.Tensor) -> Iterator[torch.Tensor]:
         num_frames = 1 + (waveforms.shape[-1] - self.window_length) // self.hop_length
-        on_processor = max(FRAMES_AT_ONCE // len(waveforms), FEWEST_FRAMES)
-        block = on_processor if waveforms.device.type == "cpu" else FRAMES_PER_BLOCK
+        block = FRAMES_PER_BLOCK
+        if waveforms.device.type == "cpu":
+            keep_freed_memory(is_training=False)
+            block = max(FRAMES_AT_ONCE // len(waveforms), FEWEST_FRAMES)
         for first_frame in range(0, num_frames, block):
             last_frame = min(first_frame + block, num_frames) - 1
             samples = slice(first_frame * self.hop_length, last_frame * self.hop_length + self.window_length)
@@ -336,9 +340,9 @@ class HTSATFeatureExtractor(HTSATFilesMixin, SequenceFeatureExtractor):
                 return_complex=True,
             )
             # Not `view_as_real(...).square().sum(-1)`, as sums over two numbers take eight times as long.
-            power = spectrum.real.square() + spectrum.imag.square()  # (batch, frequencies, frames)
-            mel_power = self.mel_filters.to(device) @ power  # (batch, mels, frames)
-            return mel_power.clamp_(min=1e-10).log10_().mul_(10).transpose(1, 2)  # (batch, frames, mels)
+            power = spectrum.real.square() + spectrum.imag.square()  # (batch, frequencies, frames), frame by frame
+            mel_power = linear(power.transpose(1, 2), self.mel_filters.to(device))  # (batch, frames, mels)
+            return mel_power.clamp_(min=1e-10).log10_().mul_(10)
 
     def _fit_short_clip(self, spectrogram: torch.Tensor, rule: str) -> torch.Tensor:
         num_frames = len(spectrogram)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -85,33 +86,39 @@ class OneDNNLinear(torch.autograd.Function):
         return OneDNNLinear.apply(right.t(), left.t(), None).t()
 
 
-class HTSATLinear(nn.Linear):
-    """`nn.Linear`, which on a processor goes to oneDNN where PyTorch would ask MKL: the same sums in less time.
+def suits_onednn(tokens: torch.Tensor, weight: torch.Tensor) -> bool:
+    is_plain = type(weight) in (nn.Parameter, torch.Tensor) and weight.dtype == torch.float32  # not sharded, quantized
+    return ONEDNN_IS_FAST and torch.backends.mkldnn.enabled and is_plain and is_plain_float32(tokens)
+
+
+def linear(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear`, which on a processor goes to oneDNN where PyTorch would ask MKL: the same sums in less time.
 
     MKL does without AVX-512 on processors other than Intel's; oneDNN writes its machine code for the one that it finds:
     on an AMD EPYC twice as fast (`benchmarks/README.md`).
     """
+    if not suits_onednn(tokens, weight):
+        return F.linear(tokens, weight, bias)
+    rows = OneDNNLinear.apply(tokens.reshape(-1, tokens.shape[-1]), weight, bias)
+    return rows.view(*tokens.shape[:-1], len(weight))
+
+
+class HTSATLinear(nn.Linear):
+    """`nn.Linear` by `linear`."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if not self.suits_onednn(tokens):
-            return super().forward(tokens)
-        rows = OneDNNLinear.apply(tokens.reshape(-1, self.in_features), self.weight, self.bias)
-        return rows.view(*tokens.shape[:-1], self.out_features)
-
-    def suits_onednn(self, tokens: torch.Tensor) -> bool:
-        is_plain = type(self.weight) is nn.Parameter and self.weight.dtype == torch.float32  # or sharded, or quantized
-        return ONEDNN_IS_FAST and torch.backends.mkldnn.enabled and is_plain and is_plain_float32(tokens)
+        return linear(tokens, self.weight, self.bias)
 
 
-def activate(linear: nn.Module, activation: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """`activation(linear(tokens))`, in one pass where it is GELU and nobody needs to know what comes in between."""
-    is_ours = type(linear) is HTSATLinear and type(activation) is GELUActivation  # an adapter's is another one
-    is_seen = torch.is_grad_enabled() or is_watched(linear) or is_watched(activation)
-    if is_seen or not is_ours or not linear.suits_onednn(tokens):
-        return activation(linear(tokens))
-    rows = tokens.reshape(-1, linear.in_features)
-    rows = torch.ops.mkldnn._linear_pointwise(rows, linear.weight, linear.bias, "gelu", [], "none")
-    return rows.view(*tokens.shape[:-1], linear.out_features)
+def activate(layer: nn.Module, activation: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """`activation(layer(tokens))`, in one pass where it is GELU and nobody needs to know what comes in between."""
+    is_ours = type(layer) is HTSATLinear and type(activation) is GELUActivation  # an adapter's is another one
+    is_seen = torch.is_grad_enabled() or is_watched(layer) or is_watched(activation)
+    if is_seen or not is_ours or not suits_onednn(tokens, layer.weight):
+        return activation(layer(tokens))
+    rows = tokens.reshape(-1, layer.in_features)
+    rows = torch.ops.mkldnn._linear_pointwise(rows, layer.weight, layer.bias, "gelu", [], "none")
+    return rows.view(*tokens.shape[:-1], layer.out_features)
 
 
 # ── attention ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -187,4 +194,4 @@ class AttentionInParts(torch.autograd.Function):
         return gradients, bias_gradient, None
 
 
-__all__ = ["AttentionInParts", "HTSATLinear", "activate", "is_eager", "keep_freed_memory", "parts_are_faster"]
+__all__ = ["AttentionInParts", "HTSATLinear", "activate", "is_eager", "keep_freed_memory", "linear", "parts_are_faster"]

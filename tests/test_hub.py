@@ -205,7 +205,7 @@ def push_parts(folder, repo_id):
 def test_extractor_and_configuration_are_pushed_without_a_card_that_would_stay(hub, installed, save_model):
     folder = save_model(short_clips="pad")
     installed(push_parts, folder, "me/parts")
-    of_models = {"README.md", "model.safetensors", "modeling_htsat.py", "processor_htsat.py"}
+    of_models = {"README.md", "model.safetensors", "modeling_htsat.py"}
     assert files_of(hub, "me/parts") == WHOLE - of_models
     installed(push, folder, "me/parts", {})
     assert files_of(hub, "me/parts") == WHOLE

@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_htsat import HTSATForSoundEventDetection, HTSATModel
+from modeling_htsat import HTSATFeatureExtractor, HTSATForSoundEventDetection, HTSATModel
 from modeling_htsat import modeling_htsat as module
 from modeling_htsat import processor_htsat as processor
 
@@ -24,7 +24,7 @@ needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch was built
 
 @pytest.fixture
 def products(monkeypatch) -> list[tuple[int, ...]]:
-    """The shapes of the tokens that `HTSATLinear` gives to oneDNN, as if it were fast on this machine."""
+    """The shapes of the rows that are given to oneDNN, as if it were fast on this machine."""
     shapes = []
     forward = processor.OneDNNLinear.forward
 
@@ -83,6 +83,17 @@ def test_tokens_may_lie_in_memory_as_they_like(products, tokens):
     plain(tokens).sum().backward()
     torch.testing.assert_close(ours.weight.grad, plain.weight.grad, atol=1e-4, rtol=1e-5)
     assert products
+
+
+@needs_onednn
+def test_mel_filters_are_applied_by_onednn_as_by_pytorch(products):
+    extractor, clips = HTSATFeatureExtractor(), [0.1 * make_tokens(9_000).numpy(), make_tokens(3_000, seed=2).numpy()]
+    features = extractor(clips, 32_000)["input_features"]
+    assert products == [(2 * 29, 513)]
+    with torch.backends.mkldnn.flags(enabled=False):
+        plain = extractor(clips, 32_000)["input_features"]
+    assert len(products) == 1
+    assert abs(features - plain).max() < 1e-4  # decibels
 
 
 @needs_onednn
