@@ -195,8 +195,8 @@ def gradient_of_sound(trainee: Trainee, features: torch.Tensor) -> torch.Tensor:
 def floor_products(size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Callable]:
     """One large product of matrices, by each library that PyTorch has for it.
 
-    On a CPU, PyTorch gives products to MKL, and its compiler linear layers to oneDNN. On processors other than Intel's
-    the second is up to twice as fast, and the floor is what the machine can do, not what one library makes of it.
+    On a CPU, PyTorch gives products to MKL, and its compiler linear layers to oneDNN, which on processors other than
+    Intel's is up to twice as fast.
     """
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products = {"torch.mm": lambda: left @ right}

@@ -44,14 +44,15 @@ def largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return (ours - theirs).abs().max().item()
 
 
-def put_floor(samples: Samples, flops: float, size: int) -> tuple[Samples, str]:
-    """The faster library's products as one contestant: the time of the model's own arithmetic at their rate."""
-    products = {name: samples[name] for name in floor_products(size)}
-    best = min(products, key=lambda name: statistics.median(products[name]))
-    others = {name: values for name, values in samples.items() if name not in products}
-    rate = floor_flops(size) / statistics.median(products[best])
-    note = f"{flops / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s, by {best}"
-    return {**others, FLOOR: [seconds * flops / floor_flops(size) for seconds in products[best]]}, note
+def put_floors(samples: Samples, flops: float, size: int) -> tuple[Samples, dict[str, str]]:
+    """Each library's products as a contestant: the time of the model's own arithmetic at their rate; and notes."""
+    products = floor_products(size)
+    floors, notes = {name: values for name, values in samples.items() if name not in products}, {}
+    for name in products:
+        floors[f"{FLOOR}, {name}"] = [seconds * flops / floor_flops(size) for seconds in samples[name]]
+        rate = floor_flops(size) / statistics.median(samples[name])
+        notes[f"{FLOOR}, {name}"] = f"{flops / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s"
+    return floors, notes
 
 
 def front_end(scale: Scale) -> Iterator[Row]:
@@ -82,8 +83,7 @@ def encoder(scale: Scale) -> Iterator[Row]:
         with torch.no_grad():
             differences = {CLAP: largest_difference(*(run().last_hidden_state for run in runs.values()))}
             samples = interleave({**runs, **floor_products(scale.product_size)}, scale.pace)
-        samples, note = put_floor(samples, count_flops(ours, features), scale.product_size)
-        notes = {FLOOR: note}
+        samples, notes = put_floors(samples, count_flops(ours, features), scale.product_size)
         yield from make_rows("encoder", case, per_clip(samples, batch), differences=differences, notes=notes)
         yield from beside_ast("encoder", case, runs["ours"], partial(ast, ast_features), batch, scale)
 
@@ -134,9 +134,8 @@ def training(scale: Scale) -> Iterator[Row]:
         runs: Runs = {name: partial(trainee.step, features, targets) for name, trainee in trainees.items()}
         samples = interleave({**runs, **floor_products(scale.product_size)}, scale.pace)
         # Backward takes two products for each of forward's.
-        samples, note = put_floor(samples, 3 * count_flops(ours, features), scale.product_size)
+        samples, notes = put_floors(samples, 3 * count_flops(ours, features), scale.product_size)
         differences = {CLAP: largest_difference(fresh["ours"], fresh[CLAP])}
-        notes = {FLOOR: note}
         yield from make_rows("training step", case, per_clip(samples, batch), differences=differences, notes=notes)
 
 
