@@ -18,13 +18,14 @@ from transformers import logging
 from .clock import Row
 from .contestants import ROOT, Scale
 from .gpu import gpu_encoder, gpu_front_end, gpu_training
-from .processor import encoder, end_to_end, front_end, training, training_memory
+from .processor import beside_ast, encoder, end_to_end, front_end, training, training_memory
 from .recordings import recordings
 from .report import Record, comparison_of, markdown_of, new_record, table_of, write
 
 Section = Callable[[Scale], Iterator[Row]]
 PROCESSOR: dict[str, Section] = {
-    section.__name__: section for section in (front_end, encoder, end_to_end, training, training_memory, recordings)
+    section.__name__: section
+    for section in (front_end, encoder, end_to_end, training, beside_ast, training_memory, recordings)
 }
 COMMAND = "python -m benchmarks.speed"
 

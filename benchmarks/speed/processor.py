@@ -71,42 +71,26 @@ def front_end(scale: Scale) -> Iterator[Row]:
 
 
 def encoder(scale: Scale) -> Iterator[Row]:
-    """From the spectrogram to the embedding; AST, whose features are other ones, up to its scores."""
+    """From the spectrogram to the embedding."""
     ours: Any = make_encoder(scale.config)
     clap: Any = ClapEncoder(ours)
-    _, ast = make_ast(scale.ast_config)
     extract = make_front_ends(scale.config)["ours"]
     for batch, case in cases(scale):
         features = extract(make_sounds(batch, scale.config.sampling_rate))
-        ast_features = torch.randn(batch, scale.ast_config.max_length, scale.ast_config.num_mel_bins)
         runs: Runs = {"ours": partial(ours, features), CLAP: partial(clap, features)}
         with torch.no_grad():
             differences = {CLAP: largest_difference(*(run().last_hidden_state for run in runs.values()))}
             samples = interleave({**runs, **floor_products(scale.product_size)}, scale.pace)
         samples, notes = put_floors(samples, count_flops(ours, features), scale.product_size)
         yield from make_rows("encoder", case, per_clip(samples, batch), differences=differences, notes=notes)
-        yield from beside_ast("encoder", case, runs["ours"], partial(ast, ast_features), batch, scale)
-
-
-def beside_ast(section: str, case: str, ours: Callable, ast: Callable, batch: int, scale: Scale) -> Iterator[Row]:
-    """AST takes turns with ours alone: one call of it lasts as long as fifty of the others."""
-    if batch <= scale.most_ast_clips:
-        with torch.no_grad():
-            samples = per_clip(interleave({"ours": ours, AST: ast}, scale.pace), batch)
-        yield from make_rows(section, f"{case}, beside AST", samples)
 
 
 def end_to_end(scale: Scale) -> Iterator[Row]:
     """From the waveform to the scores of the classes; of CLAP, which has none, to the embedding."""
     ours = make_classifier(make_encoder(scale.config))
-    ends, rate = make_front_ends(scale.config), scale.config.sampling_rate
-    clap, (ast_extractor, ast) = ClapEncoder(ours.htsat), make_ast(scale.ast_config)
-
-    def ast_hears(sounds: list[np.ndarray]) -> Any:
-        return ast(**ast_extractor(sounds, sampling_rate=ast_extractor.sampling_rate, return_tensors="pt"))
-
+    ends, clap = make_front_ends(scale.config), ClapEncoder(ours.htsat)
     for batch, case in cases(scale):
-        sounds, ast_sounds = make_sounds(batch, rate), make_sounds(batch, ast_extractor.sampling_rate)
+        sounds = make_sounds(batch, scale.config.sampling_rate)
         runs: Runs = {
             "ours": partial(in_turn, ends["ours"], ours, sounds),
             CLAP: partial(in_turn, ends["ClapFeatureExtractor"], clap, sounds),
@@ -115,7 +99,35 @@ def end_to_end(scale: Scale) -> Iterator[Row]:
             differences = {CLAP: largest_difference(*(run().pooler_output for run in runs.values()))}
             samples = per_clip(interleave(runs, scale.pace), batch)
         yield from make_rows("end to end", case, samples, differences=differences)
-        yield from beside_ast("end to end", case, runs["ours"], partial(ast_hears, ast_sounds), batch, scale)
+
+
+def beside_ast(scale: Scale) -> Iterator[Row]:
+    """From spectrogram to scores, and from waveform to scores, in turns with AST alone.
+
+    One call of it lasts as long as fifty of the others, who would have few turns. And it comes after them, as what it
+    leaves behind in the process's memory spares `ClapAudioModel` thousands of page faults.
+    """
+    ours: Any = make_classifier(make_encoder(scale.config))
+    extract, rate = make_front_ends(scale.config)["ours"], scale.config.sampling_rate
+    ast_extractor, ast = make_ast(scale.ast_config)
+
+    def ast_extract(sounds: list[np.ndarray]) -> torch.Tensor:
+        rate = ast_extractor.sampling_rate
+        return ast_extractor(sounds, sampling_rate=rate, return_tensors="pt")["input_values"]
+
+    for batch, case in cases(scale):
+        if batch > scale.most_ast_clips:
+            continue
+        sounds, ast_sounds = make_sounds(batch, rate), make_sounds(batch, ast_extractor.sampling_rate)
+        encoders: Runs = {"ours": partial(ours, extract(sounds)), AST: partial(ast, ast_extract(ast_sounds))}
+        wholes: Runs = {
+            "ours": partial(in_turn, extract, ours, sounds),
+            AST: partial(in_turn, ast_extract, ast, ast_sounds),
+        }
+        for section, runs in {"encoder beside AST": encoders, "end to end beside AST": wholes}.items():
+            with torch.no_grad():
+                samples = per_clip(interleave(runs, scale.pace), batch)
+            yield from make_rows(section, case, samples)
 
 
 def in_turn(front_end: Callable, model: Callable, sounds: list[np.ndarray]) -> Any:
