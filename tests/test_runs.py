@@ -162,6 +162,15 @@ def test_another_run_into_the_same_folder_is_refused_with_what_differs(finished,
     assert not list(output.glob(".*"))
 
 
+def test_what_could_not_begin_does_not_claim_the_folder(tmp_path, preset, folders):
+    table = tmp_path / "labels.csv"
+    table.write_text("file,tag\na.wav,dog\n")
+    with pytest.raises(ValueError, match="lacks the column filename"):
+        run(tmp_path / "run", preset, table, corpus="table")
+    run(tmp_path / "run", preset, folders, num_train_epochs=1)
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["corpus"] == "folders"
+
+
 def test_what_does_not_change_the_weights_may_change(finished, preset, folders):
     output, metrics = finished
     options = {"mixup_alpha": 0.5, "time_masks": 1, "logging_steps": 7, "disable_tqdm": "false"}

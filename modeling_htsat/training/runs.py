@@ -176,9 +176,11 @@ def run_once(model_class: type[PreTrainedModel], arguments: RunArguments) -> dic
         return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))["metrics"]
     if training.should_save:
         refuse_unwritable(folder)
-        write_recipe(folder / RECIPE_FILE, arguments)
     started = time.time()
+    as_given = arguments._replace(training=copy.copy(training))
     run = prepare(model_class, arguments)
+    if training.should_save:  # not before: what cannot begin does not claim the folder
+        write_recipe(folder / RECIPE_FILE, as_given)
     with training.main_process_first(local=False, desc="looking for a checkpoint"):
         checkpoint = last_whole_checkpoint(folder)
     with checkpoint_errors(folder):
