@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no part of the package, and found where they lie
 
+import modeling_htsat
 from benchmarks.speed import clock, contestants, gpu, processes, processor, recordings, report
 from benchmarks.speed.__main__ import PROCESSOR, main
 from benchmarks.speed.clock import Pace, Row, interleave, make_rows, per_clip
@@ -205,6 +206,7 @@ def test_a_smoke_run_writes_tables_with_all_rows_and_then_compares(tmp_path, in_
         expected.append(("long recordings, memory", case, "ours"))
     assert [row.key for row in found.rows] == expected
     assert found.versions["torch"] == version("torch") and found.hardware and found.date
+    assert found.versions["modeling-htsat"] == modeling_htsat.__version__  # also where it is not installed
 
     for row in found.rows:
         assert row.value is None or row.value >= 0, row
