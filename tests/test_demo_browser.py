@@ -270,6 +270,7 @@ def test_the_microphone_is_heard_live_and_after_recording(open_page):
     page = open_page()
     page.get_by_role("tab", name="Live").click()
     live = page.locator("#htsat-live")
+    page.wait_for_timeout(2000)  # Gradio fetches its recorder when the tab is there, and a click before that is lost
     live.get_by_role("button", name="Record").click()
     page.wait_for_function("parseFloat(document.querySelector('.htsat-title').innerText.split(' ')[1]) >= 5")
     photograph(page, "live")

@@ -112,8 +112,7 @@ def beside_ast(scale: Scale) -> Iterator[Row]:
     ast_extractor, ast = make_ast(scale.ast_config)
 
     def ast_extract(sounds: list[np.ndarray]) -> torch.Tensor:
-        rate = ast_extractor.sampling_rate
-        return ast_extractor(sounds, sampling_rate=rate, return_tensors="pt")["input_values"]
+        return ast_extractor(sounds, sampling_rate=ast_extractor.sampling_rate, return_tensors="pt")["input_values"]
 
     for batch, case in cases(scale):
         if batch > scale.most_ast_clips:
