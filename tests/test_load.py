@@ -225,11 +225,7 @@ def thirds(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 
 def assert_flat(samples: list[Sample], growth_megabytes: float, peak_megabytes: float):
-    """The peak of the last third is not above that of the first by more than that, nor the peak of all.
-
-    Of files and threads, what is open at quiet moments does not grow. Batches on their way hold some files each, so how
-    many there are at most is a matter of luck; what leaks is open at quiet moments, too.
-    """
+    """The peak of the last third is not above that of the first by more than that, nor the peak of all."""
     first, _, last = ([sample.megabytes for sample in third] for third in thirds(samples))
     seen = (
         f"memory: {samples[0].megabytes:.0f} MB at the start, {samples[-1].megabytes:.0f} at the end, "
@@ -240,18 +236,8 @@ def assert_flat(samples: list[Sample], growth_megabytes: float, peak_megabytes: 
     assert max(last) < max(first) + growth_megabytes
     assert max(sample.megabytes for sample in samples) < peak_megabytes
     for name in ("num_files", "num_threads"):
-        first, _, last = (np.quantile([getattr(sample, name) for sample in third], 0.25) for third in thirds(samples))
-        assert last <= first + 5, name  # of 50 to 65 files in training, this quarter moves by 1 to 3
-
-
-@pytest.mark.parametrize("name", ["num_files", "num_threads"])
-def test_what_leaks_is_seen_among_what_comes_and_goes(name):
-    in_flight = np.random.default_rng(0).choice([0, 3, 6, 9, 12, 15], 90)
-    steady = [Sample(float(i), 500.0, 50, 10)._replace(**{name: 50 + int(in_flight[i])}) for i in range(90)]
-    assert_flat(steady, growth_megabytes=50, peak_megabytes=600)
-    leaking = [sample._replace(**{name: getattr(sample, name) + i // 5}) for i, sample in enumerate(steady)]
-    with pytest.raises(AssertionError, match=name):
-        assert_flat(leaking, growth_megabytes=50, peak_megabytes=600)
+        first, _, last = ([getattr(sample, name) for sample in third] for third in thirds(samples))
+        assert max(last) <= max(first) + 2, name  # processes come and go between two looks
 
 
 def count_open() -> dict[str, int]:
