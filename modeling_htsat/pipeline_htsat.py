@@ -339,7 +339,7 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
             "edges": edges,
             "labels": labels,
             "num_samples": int(outputs["num_samples"]),
-            "log_mel": self._own_frames(outputs["log_mel"][0], seconds).float().cpu().numpy(),
+            "log_mel": self._own_frames(outputs["log_mel"][0], seconds),
         }
 
     def _tags(self, clip_logits: torch.Tensor) -> dict[str, float]:
@@ -353,8 +353,10 @@ class HTSATSoundEventDetectionPipeline(HTSATAudioReader, Pipeline):
         fine = np.interp(np.arange(len(scores) + 1) / len(passes), np.arange(len(edges)), edges)
         return scores, fine
 
-    def _own_frames(self, log_mel: torch.Tensor, seconds: float) -> torch.Tensor:
-        return log_mel[: self.feature_extractor.num_frames(math.ceil(seconds * self.feature_extractor.sampling_rate))]
+    def _own_frames(self, log_mel: torch.Tensor, seconds: float) -> np.ndarray:
+        """A copy: the frames of a worker are in an open file, and those of a batch hold on to all of it."""
+        num_frames = self.feature_extractor.num_frames(math.ceil(seconds * self.feature_extractor.sampling_rate))
+        return log_mel[:num_frames].float().cpu().numpy().copy()
 
 
 def _gives_many(inputs: Any) -> bool:
