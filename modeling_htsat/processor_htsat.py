@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils.data import get_worker_info
 from transformers.activations import GELUActivation
 
 LARGEST_KEPT = 2**25  # beyond 32 MB, glibc maps memory anew for every tensor
 KEPT_BY_TRAINING = 2**31 - 1  # all that `mallopt` can be told
-M_TRIM_THRESHOLD = -1  # from malloc.h
+LARGEST_KEPT_BY_WORKERS = 2**22
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 SCORES_AT_ONCE = 2**18  # 1 MB, which a processor's caches hold
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 ONEDNN_IS_FAST = torch.backends.mkldnn.is_available() and HAS_VECTORS and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -44,16 +46,28 @@ def is_watched(module: nn.Module) -> bool:
     return bool(hooks) or "forward" in vars(module)
 
 
-@cache
 def keep_freed_memory(is_training: bool):
-    """Have glibc keep what tensors free, instead of handing it back and fetching it anew, page by page.
+    """Have glibc keep what tensors free, instead of handing it back and fetching it anew, page by page."""
+    _set_up_memory(is_training, is_worker=get_worker_info() is not None)
 
-    What it hands back lies beyond twice the largest piece that was ever freed, if that was not beyond its limit. So one
-    such piece is freed here, of which no page is ever touched: 64 MB are kept then. A step of training frees far more.
+
+@cache
+def _set_up_memory(is_training: bool, is_worker: bool):
+    """What glibc hands back lies beyond twice the largest piece that was ever freed, if that was not beyond its limit.
+
+    So one such piece is freed here, of which no page is ever touched: 64 MB are kept then. A step of training frees far
+    more. A worker of a data loader, though, frees its batches late, as another thread sends them: kept, those of long
+    recordings would leave holes that the next, a little larger, do not fit in. So it keeps none of what is large.
     """
     torch.empty(LARGEST_KEPT - 2**16, dtype=torch.uint8)
-    if is_training and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, KEPT_BY_TRAINING)
+    if not (is_training or is_worker) or platform.libc_ver()[0] != "glibc":
+        return
+    set_option = ctypes.CDLL(None).mallopt
+    if is_worker:
+        set_option(M_TRIM_THRESHOLD, 2 * LARGEST_KEPT)
+        set_option(M_MMAP_THRESHOLD, LARGEST_KEPT_BY_WORKERS)
+    else:
+        set_option(M_TRIM_THRESHOLD, KEPT_BY_TRAINING)
 
 
 # ── linear layers ─────────────────────────────────────────────────────────────────────────────────────────────────────

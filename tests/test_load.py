@@ -1,13 +1,17 @@
 """Work that goes on for long: memory, files and threads do not grow, and what is heard is what is heard alone.
 
-By default half a minute of sound is heard, and counted is what must not grow by even one; the slow tests hear an hour
-with the real command and train for hundreds of steps, and also measure memory. Python keeps some pages that it has
-once had, so these allow some growth: a tenth of what all processes hold. An hour of waveforms kept would be 460 MB.
+By default half a minute of sound is heard; the slow tests hear an hour with the real command and train for hundreds of
+steps, and also measure memory. Files, threads and children are counted when work rests: after a part of a corpus, after
+an epoch, in the end. Then they must not grow by even one. In between, batches are on their way between processes, each
+with a file or more, and workers come and go: how many there are at once is luck. Python keeps some pages that it has
+once had, so memory is allowed some growth: a tenth of what all processes hold. An hour of waveforms kept would be
+460 MB.
 """
 
 import gc
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -19,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -33,6 +38,7 @@ from modeling_htsat import (
     HTSATForAudioClassification,
     HTSATForSoundEventDetection,
     HTSATSoundEventDetectionPipeline,
+    corpus_detection,
 )
 from modeling_htsat.corpus_detection import DetectionSettings, Recordings, find_recordings, hear_part
 from modeling_htsat.training.examples import ClipCollator, ClipDataset
@@ -167,6 +173,36 @@ def assert_row_is(row: dict[str, Any], alone: dict[str, Any], tolerance: float):
 # ── what is looked at while it works ──────────────────────────────────────────────────────────────────────────────────
 
 
+class Open(NamedTuple):
+    """What a process must give back."""
+
+    files: int
+    threads: int
+    children: int
+
+
+def count_open() -> Open:
+    process = psutil.Process()
+    return Open(process.num_fds(), process.num_threads(), len(process.children()))
+
+
+def count_at_rest() -> Open:
+    """When no worker is left. The queue to each had a thread, with two files, that ends a moment after the worker."""
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(timeout=10)
+    looks = []
+    for _ in range(20):  # for the system, a thread lives a little longer than for Python
+        looks.append(count_open())
+        time.sleep(0.005)
+    return Open(*map(min, zip(*looks, strict=True)))
+
+
+def count_after_collecting() -> Open:
+    gc.collect()
+    return count_at_rest()
+
+
 class Sample(NamedTuple):
     """Of a process and all that it has started: memory in MB, each shared page once, and how much is open."""
 
@@ -225,26 +261,31 @@ def thirds(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 
 def assert_flat(samples: list[Sample], growth_megabytes: float, peak_megabytes: float):
-    """The peak of the last third is not above that of the first by more than that, nor the peak of all."""
-    first, _, last = ([sample.megabytes for sample in third] for third in thirds(samples))
+    """The peak of the last third is not above that of the first by more than that, nor the peak of all.
+
+    Files and threads, of which some come and go, are not always more than there ever were in the first third.
+    """
+    assert_below(samples, peak_megabytes)
+    first, *later = thirds(samples)
+    assert most(later[-1], "megabytes") < most(first, "megabytes") + growth_megabytes
+    for name in ("num_files", "num_threads"):
+        for third in later:  # in the last one, processes end
+            assert min(getattr(sample, name) for sample in third) <= most(first, name), name
+
+
+def assert_below(samples: list[Sample], peak_megabytes: float):
+    first, _, last = (most(third, "megabytes") for third in thirds(samples))
+    peak = most(samples, "megabytes")
     seen = (
-        f"memory: {samples[0].megabytes:.0f} MB at the start, {samples[-1].megabytes:.0f} at the end, "
-        f"peak {max(sample.megabytes for sample in samples):.0f}; first third {max(first):.0f}, last {max(last):.0f}; "
-        f"{samples[-1].seconds:.0f} s, {len(samples)} samples"
+        f"memory: {samples[0].megabytes:.0f} MB at the start, {samples[-1].megabytes:.0f} at the end, peak {peak:.0f}; "
+        f"first third {first:.0f}, last {last:.0f}; {samples[-1].seconds:.0f} s, {len(samples)} samples"
     )
     sys.stderr.write(f"{seen}\n")  # pytest shows it with -s
-    assert max(last) < max(first) + growth_megabytes
-    assert max(sample.megabytes for sample in samples) < peak_megabytes
-    for name in ("num_files", "num_threads"):
-        first, _, last = ([getattr(sample, name) for sample in third] for third in thirds(samples))
-        assert max(last) <= max(first) + 2, name  # processes come and go between two looks
+    assert peak < peak_megabytes
 
 
-def count_open() -> dict[str, int]:
-    """What must be given back: descriptors, threads and children of this process."""
-    gc.collect()
-    process = psutil.Process()
-    return {"files": process.num_fds(), "threads": process.num_threads(), "children": len(process.children())}
+def most(samples: list[Sample], name: str) -> float:
+    return max(getattr(sample, name) for sample in samples)
 
 
 # ── half a minute, by default ─────────────────────────────────────────────────────────────────────────────────────────
@@ -261,11 +302,11 @@ def test_workers_and_batches_change_nothing_and_give_back_all_that_they_open(det
     assert {name for name, answer in alone.items() if "error" in answer} == sounds.broken
     assert sum(len(answer.get("events", ())) for answer in alone.values()) > 20
     hear_corpus(detector, sounds.folder, NUM_WORKERS, BATCH)  # what stays open for good is open now
-    before = count_open()
+    before = count_after_collecting()
     by_one = hear_corpus(detector, sounds.folder, 0, BATCH)
     by_workers = hear_corpus(detector, sounds.folder, NUM_WORKERS, BATCH)
     one_at_a_time = hear_corpus(detector, sounds.folder, NUM_WORKERS, 1)
-    assert count_open() == before
+    assert count_after_collecting() == before
     assert by_workers == by_one
     assert set(by_one) == set(one_at_a_time) == set(alone)
     for name, answer in alone.items():
@@ -276,10 +317,10 @@ def test_workers_and_batches_change_nothing_and_give_back_all_that_they_open(det
 def test_the_pipeline_hears_many_as_it_hears_each_alone_and_gives_back_all_that_it_opens(detector, sounds, alone):
     paths = find(sounds.folder).sources
     options = {"return_scores": True, "decoding": {"threshold": 0.5}, "on_error": "skip", "progress_bar": False}
-    detector(paths[:4], batch_size=BATCH, **options)
-    before = count_open()
-    for batch_size, tolerance in ((1, 0.0), (BATCH, CLOSE)):
-        found = detector(paths, batch_size=batch_size, **options)
+    detector(paths[:4], batch_size=BATCH, num_workers=NUM_WORKERS, **options)
+    before, kept = count_after_collecting(), []
+    for num_workers, batch_size, tolerance in ((0, 1, 0.0), (0, BATCH, CLOSE), (NUM_WORKERS, BATCH, CLOSE)):
+        found = detector(paths, batch_size=batch_size, num_workers=num_workers, **options)
         assert {paths[place].name for place in detector.failed} == sounds.broken
         for path, answer in zip(paths, found, strict=True):
             if answer is None:
@@ -288,8 +329,10 @@ def test_the_pipeline_hears_many_as_it_hears_each_alone_and_gives_back_all_that_
             assert answer["num_samples"] == wanted["num_samples"]
             np.testing.assert_allclose(answer["scores"], wanted["scores"], rtol=0, atol=tolerance)
             assert len(answer["events"]) == len(wanted["events"])
-    del found
-    assert count_open() == before
+        kept += found
+    assert count_after_collecting() == before  # whoever keeps all answers keeps no file with each
+    for answer in filter(None, kept):
+        assert all(array.base is None for array in answer.values() if isinstance(array, np.ndarray))
 
 
 def count_bytes() -> tuple[int, int]:
@@ -323,14 +366,19 @@ def test_what_was_heard_is_let_go(detector, sounds):
 
 
 class Steps(TrainerCallback):
-    """Looks at this process and its workers after every few steps of training."""
+    """Looks at this process and its workers after every few steps, and counts what is open after every epoch."""
 
     def __init__(self, every: int):
         self.every, self.samples, self.begin = every, [], time.perf_counter()
+        self.after_epochs: list[Open] = []
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every == 0:
             self.samples.append(look_at(psutil.Process(), self.begin))
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step < state.max_steps:  # the last epoch is broken off, with batches on their way
+            self.after_epochs.append(count_open())
 
 
 class MixedRows:
@@ -360,7 +408,7 @@ def make_data_set(folder: Path, extractor: HTSATFeatureExtractor) -> ClipDataset
     return ClipDataset(MixedRows(find(folder).sources), extractor, config, crop_seconds=2.5)
 
 
-def train(folder: Path, output: Path, num_steps: int, every: int, **options) -> tuple[HTSATTrainer, list[Sample]]:
+def train(folder: Path, output: Path, num_steps: int, every: int, **options) -> tuple[HTSATTrainer, Steps]:
     torch.manual_seed(1)
     model = HTSATForAudioClassification(HTSATConfig(**SMALL, problem_type="multi_label_classification"))
     extractor = HTSATFeatureExtractor(clip_frames=256)
@@ -388,17 +436,17 @@ def train(folder: Path, output: Path, num_steps: int, every: int, **options) -> 
         callbacks=[watch],
     )
     trainer.train()
-    return trainer, watch.samples
+    return trainer, watch
 
 
 def test_training_with_workers_gives_back_all_that_it_opens(sounds, tmp_path):
     train(sounds.folder, tmp_path, 2, 1)
-    before = count_open()
-    trainer, samples = train(sounds.folder, tmp_path, 12, 3)
+    before = count_after_collecting()
+    trainer, watch = train(sounds.folder, tmp_path, 20, 5)
     assert all(np.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
-    assert len(samples) == 4  # while it runs, files come and go with the workers
+    assert len(watch.samples) == 4 and len(watch.after_epochs) > 1 and len(set(watch.after_epochs)) == 1
     del trainer
-    assert count_open() == before
+    assert count_after_collecting() == before
 
 
 def test_what_a_worker_opens_for_a_clip_it_closes(sounds):
@@ -414,12 +462,40 @@ def test_what_a_worker_opens_for_a_clip_it_closes(sounds):
 # ── an hour, and hundreds of steps ────────────────────────────────────────────────────────────────────────────────────
 
 
+def detect_and_count():
+    """The command of the arguments, which also notes what it holds after every part, when no worker is left."""
+    script, counts, *sys.argv[1:] = sys.argv[1:]
+    write_table_whole = corpus_detection.write_table_whole
+
+    def write_and_count(path: Path, table: pa.Table):
+        write_table_whole(path, table)
+        rest = Rest(count_at_rest(), psutil.Process().memory_full_info().uss / 1e6)
+        with Path(counts).open("a") as file:
+            file.write(f"{json.dumps(rest)}\n")
+
+    corpus_detection.write_table_whole = write_and_count
+    runpy.run_path(script, run_name="__main__")
+
+
+class Rest(NamedTuple):
+    open: Open
+    megabytes: float
+
+
+def read_rests(path: Path) -> list[Rest]:
+    rests = map(json.loads, path.read_text().splitlines())
+    return [Rest(Open(*opened), megabytes) for opened, megabytes in rests]
+
+
 def launch(folder: Path, model: Path, output: Path, rank: int, world_size: int, batch_size: int) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "training_scripts" / "run_detection.py"), str(folder), "--model", str(model)]
-    command += ["--output", str(output), "--threshold", "0.5", "--batch-size", str(batch_size), "--device", "cpu"]
+    script, counts = ROOT / "training_scripts" / "run_detection.py", output.parent / f"{output.name}-{rank}.jsonl"
+    command = [sys.executable, "-c", "import test_load; test_load.detect_and_count()", str(script), str(counts)]
+    command += [str(folder), "--model", str(model), "--output", str(output), "--threshold", "0.5", "--device", "cpu"]
+    command += ["--batch-size", str(batch_size)]
     command += ["--num-workers", str(NUM_WORKERS), "--recordings-per-shard", "4"]
     ranks = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    environment = {**os.environ, **ranks, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found_at = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = {**os.environ, **ranks, **found_at, "OMP_NUM_THREADS": "1"}
     with (output.parent / f"{output.name}-{rank}.txt").open("w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -448,7 +524,12 @@ def test_an_hour_of_mixed_files_by_two_processes_with_workers_stays_in_flat_memo
     assert set(rows) == set(alone)
     for name, answer in alone.items():
         assert_row_is(rows[name], answer, tolerance)
-    assert_flat(samples, growth_megabytes=100, peak_megabytes=2500)
+    assert_below(samples, peak_megabytes=2500)
+    for rank in range(2):
+        rests = read_rests(tmp_path / f"found-{rank}.jsonl")
+        assert len(rests) > 5 and {rest.open for rest in rests[1:]} == {rests[0].open} and not rests[0].open.children
+        first, *_, last = thirds(rests)
+        assert most(last, "megabytes") < most(first, "megabytes") + 50
 
 
 @pytest.fixture(scope="module")
@@ -463,10 +544,13 @@ def test_the_pipeline_hears_an_hour_in_batches_in_flat_memory(detector, hour):
     folder, broken, alone = hour
     paths = find(folder).sources
     num_heard = 0
+    options = {"return_scores": True, "decoding": {"threshold": 0.5}, "on_error": "skip", "progress_bar": False}
+    options |= {"batch_size": 4, "num_workers": NUM_WORKERS}
+    assert len(list(detector(iter(paths[:4]), **options))) == 4  # what stays open for good is open now
+    before = count_after_collecting()
     watch = Watch(os.getpid(), is_warm=lambda: num_heard >= len(paths) / 5)
     watch.start()
-    options = {"return_scores": True, "decoding": {"threshold": 0.5}, "on_error": "skip", "progress_bar": False}
-    answers = detector(iter(paths), batch_size=4, num_workers=NUM_WORKERS, **options)
+    answers = detector(iter(paths), **options)
     for path, answer in zip(paths, answers, strict=True):
         num_heard += 1
         if path.name in broken:
@@ -474,10 +558,13 @@ def test_the_pipeline_hears_an_hour_in_batches_in_flat_memory(detector, hour):
             continue
         np.testing.assert_allclose(answer["scores"], alone[path.name]["scores"], rtol=0, atol=CLOSE)
     assert_flat(watch.stop(), growth_megabytes=100, peak_megabytes=2500)
+    del answers
+    assert count_after_collecting() == before
 
 
 @pytest.mark.slow
 def test_five_hundred_steps_of_training_with_workers_stay_in_flat_memory(sounds, tmp_path):
-    trainer, samples = train(sounds.folder, tmp_path, 500, 5)
+    trainer, watch = train(sounds.folder, tmp_path, 500, 5)
     assert trainer.state.global_step == 500
-    assert_flat(samples[20:], growth_megabytes=50, peak_megabytes=2500)
+    assert_flat(watch.samples[20:], growth_megabytes=50, peak_megabytes=2500)
+    assert len(watch.after_epochs) > 50 and len(set(watch.after_epochs)) == 1

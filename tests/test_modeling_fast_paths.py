@@ -456,6 +456,38 @@ def test_a_step_of_training_keeps_the_memory_of_the_one_before():
     assert run.returncode == 0 and int(run.stdout) < 20_000, run.stdout + run.stderr  # without, 55,000 to 75,000 a step
 
 
+FREE_BATCHES = """
+import psutil, torch
+from torch.utils.data import DataLoader
+from modeling_htsat import HTSATFeatureExtractor
+
+extractor = HTSATFeatureExtractor(clip_frames=64)
+
+class Worker:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        extractor(torch.zeros(20_480).numpy(), sampling_rate=32_000)
+        batches = [torch.ones(5_000_000) for _ in range(10)]
+        above = [torch.ones(10_000) for _ in range(100)]  # of a heap, only what lies above everything is handed back
+        held = psutil.Process().memory_info().rss
+        del batches
+        return (held - psutil.Process().memory_info().rss) // 10**6
+
+extractor(torch.zeros(20_480).numpy(), sampling_rate=32_000)
+print(*[int(freed) for freed in DataLoader(Worker(), batch_size=None, num_workers=1)])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by rules of their own")
+def test_a_worker_of_a_data_loader_hands_back_batches_of_long_recordings():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    run = subprocess.run([sys.executable, "-c", FREE_BATCHES], capture_output=True, text=True, env=environment)
+    # Of 200 MB, all but what finds room in the memory that it has from its parent; without, nothing.
+    assert run.returncode == 0 and int(run.stdout) > 120, run.stdout + run.stderr
+
+
 def test_a_batch_in_parts_gives_what_it_gives_at_once(make_model, make_features, monkeypatch):
     model = make_model(HTSATForSoundEventDetection)
     features = make_features(5, 256)
