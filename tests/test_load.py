@@ -255,9 +255,13 @@ class Watch(threading.Thread):
         return self.samples
 
 
-def thirds(samples: list[Sample]) -> Iterator[list[Sample]]:
+def thirds(looks: list[Any]) -> Iterator[list[Any]]:
     for third in range(3):
-        yield samples[len(samples) * third // 3 : len(samples) * (third + 1) // 3]
+        yield looks[len(looks) * third // 3 : len(looks) * (third + 1) // 3]
+
+
+def most(looks: list[Any], name: str) -> float:
+    return max(getattr(look, name) for look in looks)
 
 
 def assert_flat(samples: list[Sample], growth_megabytes: float, peak_megabytes: float):
@@ -282,10 +286,6 @@ def assert_below(samples: list[Sample], peak_megabytes: float):
     )
     sys.stderr.write(f"{seen}\n")  # pytest shows it with -s
     assert peak < peak_megabytes
-
-
-def most(samples: list[Sample], name: str) -> float:
-    return max(getattr(sample, name) for sample in samples)
 
 
 # ── half a minute, by default ─────────────────────────────────────────────────────────────────────────────────────────
