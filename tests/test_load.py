@@ -524,7 +524,7 @@ def test_an_hour_of_mixed_files_by_two_processes_with_workers_stays_in_flat_memo
     assert set(rows) == set(alone)
     for name, answer in alone.items():
         assert_row_is(rows[name], answer, tolerance)
-    assert_below(samples, peak_megabytes=2500)
+    assert_flat(samples, growth_megabytes=100, peak_megabytes=2500)
     for rank in range(2):
         rests = read_rests(tmp_path / f"found-{rank}.jsonl")
         assert len(rests) > 5 and {rest.open for rest in rests[1:]} == {rests[0].open} and not rests[0].open.children
