@@ -1,4 +1,7 @@
-"""Several processes for one command: they leave Ctrl-C to the process that started them, and do not outlive it."""
+"""Several processes for one command: they leave Ctrl-C to the process that started them, and do not outlive it.
+
+And one command for one folder: whoever else would work in it meanwhile is refused.
+"""
 
 import contextlib
 import os
@@ -8,7 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -62,4 +71,43 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-__all__ = ["interrupts_ignored", "process_pool"]
+@contextlib.contextmanager
+def only_one(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file, which is removed at the end; while another process holds it, that is a ValueError.
+
+    The system lets go of the lock however the process ends. Whoever is forked meanwhile does not have it: workers
+    outlive a parent that was killed by some seconds, and would keep out the one that is to go on.
+    """
+    file = _lock(path, refusal)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # before it is let go of
+        file.close()
+
+
+def _lock(path: Path, refusal: str) -> IO[bytes]:
+    while True:
+        file = open(path, "wb")  # noqa: SIM115
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise ValueError(refusal) from None
+        except OSError:  # a file system without locks
+            return file
+        if _is_at(path, file):
+            return file
+        file.close()  # whoever held it has removed it meanwhile
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+__all__ = ["interrupts_ignored", "only_one", "process_pool"]

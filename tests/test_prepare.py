@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import soundfile
+from dying_process import in_a_child
 
 from modeling_htsat import HTSATFeatureExtractor, load_audio
 from modeling_htsat.training import prepare
@@ -371,13 +372,19 @@ def test_a_finished_shard_that_was_damaged_is_written_anew(corpus, tmp_path, mon
 
 
 def test_two_commands_do_not_work_in_one_folder(corpus, tmp_path, monkeypatch):
+    said = []
+
+    def prepare_too() -> None:
+        prepare_corpus("folders", corpus, tmp_path / "out", ["train"], RATE)
+
     def try_too(*arguments):
-        with pytest.raises(ValueError, match="Another `htsat prepare` is at work"):
-            prepare_corpus("folders", corpus, tmp_path / "out", ["train"], RATE)
+        if not said:
+            said.append(in_a_child(prepare_too).said)
         return encode_flac(*arguments)
 
     monkeypatch.setattr(prepare, "encode_flac", try_too)
-    prepare_corpus("folders", corpus, tmp_path / "out", ["train"], RATE)
+    prepare_too()
+    assert f"Another `htsat prepare` is at work in {tmp_path / 'out'}; wait for it, or stop it." in said[0]
 
 
 # ── what goes wrong ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from dying_process import in_a_child
 from made_up_clips import RATE, ListRows, make_row, tone
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, AutoModelForAudioFrameClassification
@@ -24,6 +25,7 @@ from modeling_htsat import (
     HTSATForSoundEventDetection,
     load_audio,
 )
+from modeling_htsat.training import runs
 from modeling_htsat.training.arguments import ModelArguments
 from modeling_htsat.training.clips import Corpus
 from modeling_htsat.training.evaluation import EvaluationArguments, evaluate
@@ -169,6 +171,21 @@ def test_what_could_not_begin_does_not_claim_the_folder(tmp_path, preset, folder
         run(tmp_path / "run", preset, table, corpus="table")
     run(tmp_path / "run", preset, folders, num_train_epochs=1)
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["corpus"] == "folders"
+
+
+def test_a_second_run_into_a_folder_in_which_one_is_at_work_is_refused(tmp_path, preset, folders, monkeypatch):
+    output, score, ends = tmp_path / "run", runs.score, []
+
+    def start_too(*arguments):
+        files = sorted(output.rglob("*"))
+        ends.append(in_a_child(lambda: run(output, preset, folders)))
+        assert sorted(output.rglob("*")) == files
+        return score(*arguments)
+
+    monkeypatch.setattr(runs, "score", start_too)
+    run(output, preset, folders)
+    assert f"ValueError: Another run is at work in {output}; wait for it, or name another output_dir." in ends[0].said
+    assert (output / "results.json").exists() and not (output / runs.LOCK_FILE).exists()
 
 
 def test_what_does_not_change_the_weights_may_change(finished, preset, folders):

@@ -36,17 +36,12 @@ from tqdm.auto import tqdm
 
 from ..audio_htsat import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE, AudioError, load_audio
 from ..feature_extraction_htsat import HTSATFeatureExtractor
-from ..processes import interrupts_ignored, process_pool
+from ..processes import interrupts_ignored, only_one, process_pool
 from ..tables import write_delimited, write_whole
 from ..version import VERSION
 from .clips import CLIP_FEATURES, SPLITS, ClipRows, Corpus
 from .corpora import CORPORA, corpus_options, load_corpus
 from .shards import ShardRows
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +176,7 @@ def _workplace(output: Path, request: dict[str, Any]) -> Iterator[Path]:
     if was_there and not work.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists, and is not an empty folder; name another one, or remove it first.")
     (work / "data").mkdir(parents=True, exist_ok=True)
-    with _locked(work / "lock", output):
+    with only_one(work / "lock", f"Another `htsat prepare` is at work in {output}; wait for it, or stop it."):
         _check_same_request(work, request)
         for leftover in work.glob("*.tmp"):
             leftover.unlink()
@@ -198,20 +193,6 @@ def _workplace(output: Path, request: dict[str, Any]) -> Iterator[Path]:
 
 def _has_shards(work: Path) -> bool:
     return any((work / "data").iterdir())
-
-
-@contextlib.contextmanager
-def _locked(path: Path, output: Path) -> Iterator[None]:
-    """The system lets go of the lock when the process ends, however it ends."""
-    with open(path, "w") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"Another `htsat prepare` is at work in {output}; wait for it, or stop it.") from None
-        except OSError:  # a file system without locks
-            logger.debug("%s cannot be locked.", path)
-        yield
 
 
 def _check_same_request(work: Path, request: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from ..ensemble import load_ensemble, load_ensemble_extractor
 from ..feature_extraction_htsat import HTSATFeatureExtractor
 from ..metrics import clip_metrics_for_trainer, event_metrics_for_trainer
 from ..modeling_htsat import HTSATForSoundEventDetection, make_head
+from ..processes import only_one
 from ..whole_htsat import finish_files
 from .arguments import DataArguments, FinalArguments, ModelArguments
 from .augmentation import AugmentationArguments
@@ -59,6 +60,7 @@ from .trainer import HTSATTrainer, HTSATTrainingArguments
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE, RESULTS_FILE, AVERAGED_FOLDER = "recipe.yaml", "results.json", "averaged"
+LOCK_FILE = "_lock"  # of a run that is at work; Trainer uploads nothing that begins so
 # What does not change the weights that a run ends with, or may have to change for it to go on.
 MAY_CHANGE = (
     *("output_dir", "cache_gib", "save_total_limit", "per_device_eval_batch_size"),
@@ -174,24 +176,11 @@ def run_once(model_class: type[PreTrainedModel], arguments: RunArguments) -> dic
     if (folder / RESULTS_FILE).is_file():
         logger.warning(f"{folder} holds a finished run; its results are taken from {RESULTS_FILE}.")
         return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))["metrics"]
-    if training.should_save:
-        refuse_unwritable(folder)
-    started = time.time()
-    as_given = arguments._replace(training=copy.copy(training))
-    run = prepare(model_class, arguments)
-    if training.should_save:  # not before: what cannot begin does not claim the folder
-        write_recipe(folder / RECIPE_FILE, as_given)
-    with training.main_process_first(local=False, desc="looking for a checkpoint"):
-        checkpoint = last_whole_checkpoint(folder)
-    with checkpoint_errors(folder):
-        run.trainer.train(resume_from_checkpoint=checkpoint)
-        choose_weights(run, arguments)
-        metrics = score(run, arguments)
-        run.trainer.save_model(str(folder), _internal_call=True)  # or it would be pushed here, without its scores
-    finish(run, arguments, metrics, started, resumed=checkpoint is not None)
-    if training.push_to_hub:
-        run.trainer.push_to_hub("Model, scores and card", revision=training.hub_revision)
-    return metrics
+    if not training.should_save:
+        return _train_and_score(model_class, arguments)
+    refuse_unwritable(folder)
+    with only_one(folder / LOCK_FILE, f"Another run is at work in {folder}; wait for it, or name another output_dir."):
+        return _train_and_score(model_class, arguments)
 
 
 def _refuse_other_run(folder: Path, arguments: RunArguments) -> None:
@@ -211,6 +200,26 @@ def _refuse_other_run(folder: Path, arguments: RunArguments) -> None:
             f"{folder} holds a run with {name}: {before.get(name, 'its default')}, and now it is "
             f"{now.get(name, 'its default')}; give the same arguments to go on with it, or another output_dir."
         )
+
+
+def _train_and_score(model_class: type[PreTrainedModel], arguments: RunArguments) -> dict[str, Any]:
+    folder, training = Path(arguments.training.output_dir), arguments.training
+    started = time.time()
+    as_given = arguments._replace(training=copy.copy(training))
+    run = prepare(model_class, arguments)
+    if training.should_save:  # not before: what cannot begin does not claim the folder
+        write_recipe(folder / RECIPE_FILE, as_given)
+    with training.main_process_first(local=False, desc="looking for a checkpoint"):
+        checkpoint = last_whole_checkpoint(folder)
+    with checkpoint_errors(folder):
+        run.trainer.train(resume_from_checkpoint=checkpoint)
+        choose_weights(run, arguments)
+        metrics = score(run, arguments)
+        run.trainer.save_model(str(folder), _internal_call=True)  # or it would be pushed here, without its scores
+    finish(run, arguments, metrics, started, resumed=checkpoint is not None)
+    if training.push_to_hub:
+        run.trainer.push_to_hub("Model, scores and card", revision=training.hub_revision)
+    return metrics
 
 
 class Run(NamedTuple):
