@@ -57,7 +57,7 @@ def _set_up_memory(is_training: bool, is_worker: bool):
 
     So one such piece is freed here, of which no page is ever touched: 64 MB are kept then. A step of training frees far
     more. A worker of a data loader, though, frees its batches late, as another thread sends them: kept, those of long
-    recordings would leave holes that the next, a little larger, do not fit in. So it keeps none of what is large.
+    recordings had the heap grow for hours, as if the next, a little larger, did not fit in. So it keeps nothing large.
     """
     torch.empty(LARGEST_KEPT - 2**16, dtype=torch.uint8)
     if not (is_training or is_worker) or platform.libc_ver()[0] != "glibc":
