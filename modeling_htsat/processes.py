@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 try:
     import fcntl
@@ -73,41 +73,57 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def only_one(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock of a file, which is removed at the end; while another process holds it, that is a ValueError.
+    """Hold the lock of a file, which is removed at the end; while somebody else holds it, that is a ValueError.
 
     The system lets go of the lock however the process ends. Whoever is forked meanwhile does not have it: workers
     outlive a parent that was killed by some seconds, and would keep out the one that is to go on.
     """
-    file = _lock(path, refusal)
+    lock = _take(path, refusal)
+    _held.add(lock)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # before it is let go of
-        file.close()
+        if lock in _held:  # not where a child comes here
+            _held.remove(lock)
+            if _is_at(path, lock):
+                path.unlink()  # before it is let go of
+            os.close(lock)
 
 
-def _lock(path: Path, refusal: str) -> IO[bytes]:
+def _take(path: Path, refusal: str) -> int:
     while True:
-        file = open(path, "wb")  # noqa: SIM115
+        if path.is_symlink():  # nothing here makes one; in a folder of somebody else's it may lead anywhere
+            path.unlink()
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.close()
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
             raise ValueError(refusal) from None
         except OSError:  # a file system without locks
-            return file
-        if _is_at(path, file):
-            return file
-        file.close()  # whoever held it has removed it meanwhile
+            return lock
+        if _is_at(path, lock):
+            return lock
+        os.close(lock)  # whoever held it has removed it meanwhile
 
 
-def _is_at(path: Path, file: IO[bytes]) -> bool:
+def _is_at(path: Path, lock: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(path.lstat(), os.fstat(lock))
     except FileNotFoundError:
         return False
 
+
+_held: set[int] = set()
+
+
+def _let_go_of_all() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_all)
 
 __all__ = ["interrupts_ignored", "only_one", "process_pool"]

@@ -387,6 +387,18 @@ def test_two_commands_do_not_work_in_one_folder(corpus, tmp_path, monkeypatch):
     assert f"Another `htsat prepare` is at work in {tmp_path / 'out'}; wait for it, or stop it." in said[0]
 
 
+@pytest.mark.parametrize("name", [".unfinished", ".unfinished/data"])
+def test_nothing_is_written_where_a_link_leads(corpus, tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious.tmp").write_text("keep this")
+    link = tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{name} is a link, and shards would lie where it leads; remove it first"):
+        prepare_corpus("folders", corpus, tmp_path / "out", ["train"], RATE)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["precious.tmp"]
+
+
 # ── what goes wrong ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -175,6 +175,9 @@ def _workplace(output: Path, request: dict[str, Any]) -> Iterator[Path]:
     work, was_there = output / UNFINISHED, output.exists()
     if was_there and not work.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists, and is not an empty folder; name another one, or remove it first.")
+    for folder in (work, work / "data"):
+        if folder.is_symlink():
+            raise ValueError(f"{folder} is a link, and shards would lie where it leads; remove it first.")
     (work / "data").mkdir(parents=True, exist_ok=True)
     with only_one(work / "lock", f"Another `htsat prepare` is at work in {output}; wait for it, or stop it."):
         _check_same_request(work, request)
