@@ -1,9 +1,12 @@
 """The demo page: what it answers, what it shows, what it refuses, and that it reads nothing but what was uploaded."""
 
+import asyncio
 import base64
+import errno
 import json
 import os
 import re
+import resource
 import runpy
 import socket
 import subprocess
@@ -16,6 +19,7 @@ from pathlib import Path
 import gradio
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import yaml
@@ -33,7 +37,7 @@ from modeling_htsat import (
 from modeling_htsat.cli import main as htsat
 from modeling_htsat.commands.demo import load_listeners
 from modeling_htsat.demo import hearing, page
-from modeling_htsat.demo.guard import MAX_BODY_BYTES
+from modeling_htsat.demo.guard import MAX_BODY_BYTES, NOT_UPLOADED, UPLOAD_ROUTE, OnlyUploads
 from modeling_htsat.demo.hearing import Envelope, Heard, Limits, Listener, RefusalError, Settings
 from modeling_htsat.tables import read_events
 
@@ -208,6 +212,98 @@ def test_twenty_visitors_at_once_get_what_each_gets_alone(address, sounds):
     assert len({json.dumps(answer) for answer in alone}) == 20
 
 
+# ── limits that all visitors share ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Counted:
+    """A function that counts how many are inside of it at a time."""
+
+    def __init__(self, function, seconds: float = 0.0):
+        self.function, self.seconds = function, seconds
+        self.inside = self.most = self.calls = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, *arguments, **options):
+        with self.lock:
+            self.inside, self.calls = self.inside + 1, self.calls + 1
+            self.most = max(self.most, self.inside)
+        time.sleep(self.seconds)  # so that others have the time to come in as well
+        try:
+            return self.function(*arguments, **options)
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+
+def test_one_recording_is_heard_at_a_time_whichever_model_hears_it(address, listeners, sounds, monkeypatch):
+    counted = Counted(Listener.hear, 0.2)
+    monkeypatch.setattr(Listener, "hear", lambda *given: counted(*given))
+    visitors = [new_visitor(address) for _ in range(4)]
+    models = [list(listeners)[number % 2] for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(hear, visitors, sounds[:4], models))
+    assert all(found and said == "" for _, found, said in answers)
+    assert (counted.calls, counted.most) == (4, 1)
+
+
+def test_a_model_hears_one_at_a_time_whoever_asks_it(listeners, sounds, monkeypatch):
+    """Files and microphones, which the page lets in by different doors."""
+    listener = listeners["smaller"]
+    counted = Counted(listener.model.htsat.forward, 0.05)
+    monkeypatch.setattr(listener.model.htsat, "forward", counted)
+    samples = np.zeros(RATE, dtype=np.float32)
+
+    def ask(number: int):
+        if number % 2:
+            return listener.hear(sounds[number], "sound", LIMITS, Settings(), lambda *_: None)
+        return listener.live(RATE, Settings()).feed(samples)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(4)))
+    assert counted.calls >= 4 and counted.most == 1
+
+
+def test_what_was_heard_is_kept_for_64_visitors_and_the_next_one_displaces_the_first(address, browser, sounds):
+    first = new_visitor(address)
+    _, found, _ = hear(first, sounds[1])
+    redraw = functions_of_api(first)["redraw"]
+    for number in range(63):
+        call(browser, address, redraw, f"visitor-{number}", None, *BY_SLIDERS)
+    assert first.predict(*AS_THE_MODEL_SAYS, api_name="/redraw") == (found, "")
+    for number in range(64):
+        call(browser, address, redraw, f"visitor-{number}", None, *BY_SLIDERS)
+    _, said = first.predict(*AS_THE_MODEL_SAYS, api_name="/redraw")
+    assert said == page.notice(page.NOTHING_HELD) and "drop it once more" in said
+    file, said = first.predict(*AS_THE_MODEL_SAYS, api_name="/save_tsv")
+    assert file is None and "not any more" in said and "drop it once more" in said
+
+
+def test_as_many_wait_as_the_page_says_and_one_more_is_told_so(listeners, monkeypatch):
+    is_heard, may_go_on = threading.Event(), threading.Event()
+
+    def hear_slowly(*_):
+        is_heard.set()
+        may_go_on.wait(60)
+        raise RefusalError("This is a test.")
+
+    monkeypatch.setattr(Listener, "hear", hear_slowly)
+    with page.served(listeners, LIMITS, port=free_port()) as address, httpx.Client() as browser:
+        client = new_visitor(address)
+        file = upload(address, Path(__file__))
+        body = {"fn_index": functions_of_api(client)["hear"], "data": [file, "smaller", *AS_THE_MODEL_SAYS]}
+
+        def join(number: int) -> httpx.Response:
+            return browser.post(f"{address}gradio_api/queue/join", json={**body, "session_hash": f"visitor-{number}"})
+
+        try:
+            assert join(0).status_code == 200 and is_heard.wait(30)
+            answers = [join(number) for number in range(page.MAX_WAITING + 1)]
+        finally:
+            may_go_on.set()
+    assert [answer.status_code for answer in answers] == [200] * page.MAX_WAITING + [503]
+    assert f"Max size is {page.MAX_WAITING}" in answers[-1].text
+
+
 # ── the picture ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -278,6 +374,61 @@ def test_what_was_dropped_can_be_played_and_other_formats_come_as_flac(client, a
     assert np.abs(soundfile.read(got[other])[0] - soundfile.read(other)[0]).max() < 1e-4
 
 
+# Names that say something else or nothing, rates that FLAC or browsers cannot do with, and all that libsndfile writes.
+# The last is what browsers get: the file itself, or a copy.
+ODD_SOUNDS = [
+    ("wave.raw", 32_000, {"format": "WAV"}, "copy"),
+    ("wave.html", 32_000, {"format": "WAV"}, "copy"),
+    ("wave", 32_000, {"format": "WAV"}, "copy"),
+    ("flac.wav", 32_000, {"format": "FLAC"}, "copy"),
+    ("aiff.wav", 32_000, {"format": "AIFF"}, "copy"),
+    ("WAVE.WAV", 32_000, {}, "itself"),
+    ("mpeg.mp3", 32_000, {}, "itself"),
+    ("flac.flac", 32_000, {}, "itself"),
+    ("float.wav", 32_000, {"subtype": "FLOAT"}, "itself"),
+    ("double.wav", 32_000, {"subtype": "DOUBLE"}, "copy"),
+    ("adpcm.wav", 32_000, {"subtype": "IMA_ADPCM"}, "copy"),
+    *(
+        (f"{kind}.{kind}", 32_000, {"format": kind.upper()}, "copy")
+        for kind in ("ogg", "au", "caf", "w64", "rf64", "voc")
+    ),
+    ("opus.opus", 48_000, {"format": "OGG", "subtype": "OPUS"}, "copy"),
+    *(
+        (f"{rate}.aiff", rate, {}, "copy")
+        for rate in (1000, 2999, 44_100, 65_537, 70_001, 96_001, 100_001, 352_801, 384_000)
+    ),
+    *((f"{rate}.wav", rate, {}, "itself") for rate in (8_000, 44_100, 70_001, 192_000)),
+    *((f"{rate}.wav", rate, {}, "copy") for rate in (1000, 384_000)),
+]
+
+
+@pytest.mark.parametrize(("name", "rate", "options", "what"), ODD_SOUNDS)
+def test_browsers_can_play_whatever_the_model_hears(listeners, tmp_path, name, rate, options, what):
+    sound = make_sound(tmp_path / name, 1, rate=rate, **options)
+    check_what_is_played(listeners, sound, what)
+
+
+@pytest.mark.parametrize(("num_channels", "what"), [(2, "itself"), (8, "itself"), (9, "copy"), (64, "copy")])
+def test_browsers_can_play_sounds_of_many_channels(listeners, tmp_path, num_channels, what):
+    mono, _ = soundfile.read(make_sound(tmp_path / "mono.wav", 1))
+    soundfile.write(tmp_path / "many.wav", np.tile(mono[:, None], num_channels), RATE)
+    check_what_is_played(listeners, tmp_path / "many.wav", what)
+
+
+def check_what_is_played(listeners, sound: Path, what: str):
+    desk = page.Desk(listeners, Limits())
+    _, drawn, found, said = desk.hear(str(sound), "smaller", *AS_THE_MODEL_SAYS, progress=lambda *_, **__: None)
+    assert said == "" and found["seconds"] == pytest.approx(1, abs=0.1)
+    played = Path(drawn["sound"]["path"])
+    if what == "itself":
+        assert played == sound
+        return
+    info = soundfile.info(played)
+    assert (played.suffix, info.format, info.channels) == (".flac", "FLAC", 1)
+    assert 8_000 <= info.samplerate <= 48_000 and info.duration == pytest.approx(found["seconds"], abs=0.01)
+    assert np.sqrt(np.mean(soundfile.read(played)[0] ** 2)) > 0.05
+
+
 # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -345,9 +496,49 @@ def skip_duration(source, name, value):
         object.__setattr__(source, name, value)
 
 
+def hear_at_desk(listeners, sound: Path) -> str:
+    *nothing, said = page.Desk(listeners, LIMITS).hear(
+        str(sound), "smaller", *AS_THE_MODEL_SAYS, progress=lambda *_, **__: None
+    )
+    assert nothing == [None] * 3 and str(sound.parent) not in said
+    return said
+
+
+def test_a_full_disk_and_a_file_that_is_gone_are_different_sentences(listeners, tmp_path, monkeypatch, caplog):
+    sound = make_sound(tmp_path / "sound.aiff", 2)
+    assert hear_at_desk(listeners, tmp_path / "gone.wav") == page.notice(page.FORGOTTEN)
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, most[1]))  # libsndfile itself cannot write
+    try:
+        assert hear_at_desk(listeners, sound) == page.notice(page.NO_ROOM)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert list(tmp_path.iterdir()) == [sound]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(page, "playable", full)
+    assert hear_at_desk(listeners, sound) == page.notice(page.NO_ROOM)
+    assert os.strerror(errno.ENOSPC) in caplog.text  # for whoever runs the page
+    heard = Heard(sound, "sound", 1.0, ("a",), np.zeros((1, 1)), np.arange(2.0), {}, None)
+    monkeypatch.setattr(hearing, "write_events", full)
+    assert page.Desk(listeners, LIMITS).save(heard, "TSV", *BY_SLIDERS) == (None, page.notice(page.NO_ROOM))
+
+
+@pytest.mark.parametrize("step", ["read_envelope", "playable"])
+def test_a_file_that_vanishes_while_it_is_heard_is_said_to_be_gone(listeners, tmp_path, monkeypatch, step):
+    sound = make_sound(tmp_path / "sound.aiff", 1)
+    module = hearing if step == "read_envelope" else page
+    do = getattr(module, step)
+    monkeypatch.setattr(module, step, lambda path, *rest: (sound.unlink(), do(path, *rest)))
+    assert hear_at_desk(listeners, sound) == page.notice(page.FORGOTTEN)
+
+
 # ── nothing but what was uploaded ─────────────────────────────────────────────────────────────────────────────────────
 
 SECRET = "nobody may read this"
+CALLS = ("run", "api", "call", "call/v2")  # of these routes, Gradio takes what is called from the body too
 
 
 @pytest.fixture(scope="module")
@@ -413,10 +604,118 @@ def test_a_path_that_was_not_uploaded_is_not_heard(address, secrets, client, bro
                 ("api/hear", {}),
                 ("call/hear", {}),
                 ("call/v2/hear", {}),
+                *((f"{way}/upload", {"fn_index": functions["hear"]}) for way in CALLS),
             ):
                 response = browser.post(f"{address}gradio_api/{route}", json={**body, **more})
-                assert response.status_code in (400, 403, 404), (route, secret, response.text)
-                assert "root:" not in response.text
+                # The guard says so, and not Gradio behind it.
+                assert (response.status_code, response.text) == (403, NOT_UPLOADED), (route, secret, response.text)
+
+
+# The guard alone, before an application that answers everything.
+
+
+def ask_guard(guard: OnlyUploads, method: str, path: str, *parts: bytes, **headers: str) -> int:
+    """The status of the answer to a request whose body comes in these parts."""
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+    told = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "query_string": b"", "headers": told}
+    answers = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        answers.append(message)
+
+    asyncio.run(guard(scope, receive, send))
+    return answers[0]["status"]
+
+
+async def everything_is_fine(scope, receive, send):
+    """An application that reads all that comes and tells everybody everything."""
+    while (await receive())["more_body"]:
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": SECRET.encode()})
+
+
+@pytest.fixture(scope="module")
+def guard(uploaded) -> OnlyUploads:
+    return OnlyUploads(everything_is_fine, uploads=uploaded.parents[1], max_megabytes=LIMITS.max_megabytes)
+
+
+def test_the_guard_alone_gives_out_what_was_uploaded_and_nothing_else(guard, uploaded, secrets):
+    for method in ("GET", "HEAD"):
+        assert ask_guard(guard, method, f"/gradio_api/file={uploaded}") == 200
+        for secret in secrets:
+            assert ask_guard(guard, method, f"/gradio_api/file={secret}") == 403, secret
+            assert ask_guard(guard, method, f"/gradio_api/file/{secret}") == 404, secret
+    assert ask_guard(guard, "GET", "/config") == 200
+    assert ask_guard(guard, "GET", "/monitoring") == 404
+
+
+def test_the_guard_alone_lets_no_call_name_what_was_not_uploaded(guard, uploaded, secrets):
+    routes = ["queue/join", "stream/0", *(f"{way}/{name}" for way in CALLS for name in ("hear", "upload"))]
+    for route in [
+        f"/gradio_api/{route}{end}" for route in routes for end in ("", "/") if (route, end) != ("stream/0", "/")
+    ]:
+        for path, status in [(str(uploaded), 200), *((secret, 403) for secret in secrets)]:
+            for data in ([{"path": path}], {"a": {"b": [{"orig_name": "x", "path": path}]}}):
+                body = json.dumps({"fn_index": 0, "data": data}).encode()
+                assert ask_guard(guard, "POST", route, body[:9], body[9:]) == status, (route, path)
+        assert ask_guard(guard, "POST", route, b" " * MAX_BODY_BYTES, b"  ") == 413, route
+
+
+def test_the_guard_alone_counts_all_that_is_uploaded_at_once(guard):
+    most = LIMITS.max_megabytes * 10**6
+    for route in (UPLOAD_ROUTE, f"{UPLOAD_ROUTE}/"):
+        assert ask_guard(guard, "POST", route, *[b"0" * (most // 4)] * 4) == 200
+        assert ask_guard(guard, "POST", route, *[b"0" * (most // 4)] * 5) == 413
+        assert ask_guard(guard, "POST", route, b"", content_length=str(2 * most)) == 413
+
+
+def upload_in_parts(address: str, num_files: int, megabytes: float = 0.9) -> httpx.Response:
+    """Several files in one request that says nothing of its length."""
+
+    def parts():
+        for number in range(num_files):
+            name = f'name="files"; filename="{number}.wav"'
+            yield f"--x\r\nContent-Disposition: form-data; {name}\r\n\r\n".encode()
+            yield from (b"\0" * 100_000 for _ in range(round(megabytes * 10)))
+            yield b"\r\n"
+        yield b"--x--\r\n"
+
+    header = {"Content-Type": "multipart/form-data; boundary=x"}
+    return httpx.post(f"{address}gradio_api/upload", content=parts(), headers=header)
+
+
+def test_the_limit_of_uploads_holds_for_all_files_of_a_request_together(address, uploaded):
+    assert len(upload_in_parts(address, 2).json()) == 2
+    folder = uploaded.parents[1]
+    before = sorted(folder.iterdir())
+    for num_files in (3, 20):
+        response = upload_in_parts(address, num_files)
+        assert response.status_code == 413 and "2 MB at most" in response.text
+    assert sorted(folder.iterdir()) == before  # nothing is left of them
+
+
+def test_nothing_is_left_of_an_upload_that_breaks_off(address, uploaded):
+    folder = uploaded.parents[1]
+    before = sorted(folder.iterdir())
+    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: page\r\nContent-Length: 900000\r\n"
+    body = '--x\r\nContent-Disposition: form-data; name="files"; filename="half.wav"\r\n\r\n' + "0" * 100_000
+    with socket.create_connection(("127.0.0.1", httpx.URL(address).port)) as visitor:
+        visitor.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n{body}".encode())
+        assert becomes_true(lambda: sorted(folder.iterdir()) != before)
+    assert becomes_true(lambda: sorted(folder.iterdir()) == before)
+
+
+def becomes_true(holds, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not (is_true := holds()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return is_true
 
 
 def test_gradio_too_refuses_a_path_that_was_not_uploaded(listeners, secrets, monkeypatch):
@@ -449,10 +748,11 @@ def test_routes_that_the_page_does_not_need_are_not_there(address):
 
 
 def test_a_body_that_is_too_long_or_no_json_is_refused(address):
-    long = httpx.post(f"{address}gradio_api/run/redraw", content=b" " * (MAX_BODY_BYTES + 1))
-    assert long.status_code == 413
-    assert httpx.post(f"{address}gradio_api/run/redraw", content=b"{").status_code == 400
-    assert httpx.post(f"{address}gradio_api/run/redraw", content=b"[" * 200_000).status_code == 400
+    for route in ("run/redraw", "run/redraw/", *(f"{way}/upload" for way in CALLS), "run/upload/"):
+        url = f"{address}gradio_api/{route}"
+        assert httpx.post(url, content=b" " * (MAX_BODY_BYTES + 1)).status_code == 413, route
+        assert httpx.post(url, content=b"{").status_code == 400, route
+        assert httpx.post(url, content=b"[" * 200_000).status_code == 400, route
 
 
 def test_uploads_are_deleted_after_a_while_and_with_the_server(listeners, sounds, monkeypatch):
@@ -487,14 +787,15 @@ def test_live_sound_gives_the_events_of_the_whole_recording(listeners, sounds, t
     for number, start in enumerate(range(0, len(samples), RATE)):
         chunk = tmp_path / f"{number}.wav"
         soundfile.write(chunk, samples[start : start + RATE], RATE, subtype="FLOAT")
-        live, drawn, found, said = desk.hear_live(str(chunk), live, "with-own", *AS_THE_MODEL_SAYS)
-        assert said == "" and not chunk.exists() and drawn["live"]
+        live, heard, drawn, found, said = desk.hear_live(str(chunk), live, "with-own", *AS_THE_MODEL_SAYS)
+        assert said == "" and not chunk.exists() and drawn["live"] and heard.found() == found
         provisional += sum("provisional" in event for event in found["events"])
     assert provisional
     live, heard, drawn, found = desk.stop_live(live)
     assert drawn["seconds"] == round(len(samples) / RATE, 3)
     late = make_sound(tmp_path / "late.wav", 1)
-    assert desk.hear_live(str(late), live, "with-own", *AS_THE_MODEL_SAYS) == (live, gradio.skip(), gradio.skip(), "")
+    nothing = [gradio.skip()] * 3
+    assert desk.hear_live(str(late), live, "with-own", *AS_THE_MODEL_SAYS) == (live, *nothing, "")
     expected = pipeline_of(listener)(str(sounds[9]))
     assert [event["label"] for event in found["events"]] == [event["label"] for event in expected] != []
     for event, other in zip(found["events"], expected, strict=True):
@@ -510,7 +811,7 @@ def test_silence_of_several_visitors_is_one_file_and_stays_for_the_others(listen
     desk, chunk = page.Desk(listeners, LIMITS), tmp_path / "audio.wav"
     soundfile.write(chunk, np.zeros(RATE), RATE)
     for _ in range(2):
-        _, _, _, said = desk.hear_live(str(chunk), None, "smaller", *AS_THE_MODEL_SAYS)
+        *_, said = desk.hear_live(str(chunk), None, "smaller", *AS_THE_MODEL_SAYS)
         assert said == "" and chunk.exists()
 
 
@@ -519,11 +820,68 @@ def test_live_sound_has_an_end_and_what_is_no_sound_does_not_end_it(listeners, t
     live = None
     for number in range(5):
         chunk = make_sound(tmp_path / f"{number}.wav", 1)
-        live, _, _, said = desk.hear_live(str(chunk), live, "smaller", *AS_THE_MODEL_SAYS)
+        live, *_, said = desk.hear_live(str(chunk), live, "smaller", *AS_THE_MODEL_SAYS)
     assert "longer than 0.05 minutes" in said and live.seconds == 3.0
     (tmp_path / "chunk.wav").write_text("no sound")
-    again, _, _, said = desk.hear_live(str(tmp_path / "chunk.wav"), live, "smaller", *AS_THE_MODEL_SAYS)
+    again, *_, said = desk.hear_live(str(tmp_path / "chunk.wav"), live, "smaller", *AS_THE_MODEL_SAYS)
     assert again is live and "what the microphone sent is not audio" in said and str(tmp_path) not in said
+
+
+def functions_of(client: Client, element: str) -> dict[str, int]:
+    """What is called when something happens to this element of the page."""
+    (component,) = (each["id"] for each in client.config["components"] if each["props"].get("elem_id") == element)
+    targets = [
+        (event, each["id"])
+        for each in client.config["dependencies"]
+        for id, event in each["targets"]
+        if id == component
+    ]
+    return dict(targets)
+
+
+def call(browser: httpx.Client, address: str, function: int, session: str, *data) -> list:
+    """Call any function of the page; values that are kept by the server come from the session."""
+    body = {"fn_index": function, "data": data, "session_hash": session}
+    response = browser.post(f"{address}gradio_api/run/predict", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()["data"]
+
+
+def upload(address: str, sound: Path) -> dict:
+    (path,) = httpx.post(f"{address}gradio_api/upload", files={"files": (sound.name, sound.read_bytes())}).json()
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_while_the_microphone_is_open_sliders_and_tables_are_about_what_it_hears(
+    address, client, browser, sounds, tmp_path
+):
+    visitor, hear_file = "live-visitor", functions_of(client, "htsat-file")["upload"]
+    live, redraw = functions_of(client, "htsat-live"), functions_of_api(client)["redraw"]
+    save = functions_of_api(client)["save_tsv"]
+    *_, found, _ = call(
+        browser, address, hear_file, visitor, upload(address, sounds[3]), "with-own", *AS_THE_MODEL_SAYS
+    )
+    assert found["name"] == "sound-3.wav"
+    # Nothing is held, and nothing shown, from the moment on that it is opened.
+    _, _, drawn, found, _ = call(browser, address, live["start_recording"], visitor)
+    assert drawn is None and found is None
+    assert call(browser, address, save, visitor, None, None, *AS_THE_MODEL_SAYS)[0] is None
+    samples, _ = soundfile.read(sounds[9], dtype="float32")
+    for number, start in enumerate(range(0, len(samples), RATE)):
+        chunk = tmp_path / f"{number}.wav"
+        soundfile.write(chunk, samples[start : start + RATE], RATE, subtype="FLOAT")
+        *_, shown, _ = call(
+            browser, address, live["stream"], visitor, upload(address, chunk), None, "with-own", *AS_THE_MODEL_SAYS
+        )
+        redrawn, said = call(browser, address, redraw, visitor, None, *BY_SLIDERS)
+        assert redrawn == shown and shown["name"] == "live" and said == ""
+    assert shown["events"]
+    file, said = call(browser, address, save, visitor, None, None, *BY_SLIDERS)
+    assert file["name"] == "live.tsv" and said == "" and len(file["text"].splitlines()) == 1 + len(shown["events"])
+
+
+def functions_of_api(client: Client) -> dict[str, int]:
+    return {each["api_name"]: each["id"] for each in client.config["dependencies"]}
 
 
 # ── progress ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -551,17 +909,23 @@ def test_models_of_one_name_are_told_apart_and_no_path_is_shown(models, tmp_path
     assert shown == ["with-own", "smaller", "smaller (3)"]
 
 
-def test_the_command_shows_the_page_until_it_is_interrupted(models, monkeypatch, capsys):
-    seen = []
+def listening_at(port: int) -> set[str]:
+    """The addresses of this machine at which somebody listens at this port."""
+    sockets = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    return {each.laddr.ip for each in sockets if each.laddr.port == port}
+
+
+def test_the_command_shows_the_page_to_this_machine_alone_until_it_is_interrupted(models, monkeypatch, capsys):
+    seen, port = [], free_port()
 
     def look(event):
         address = capsys.readouterr().out.split(" ")[0]
-        seen.append(new_visitor(address).config["title"])
+        seen.append((new_visitor(address).config["title"], listening_at(port)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Event, "wait", wait_or(look, threading.Event.wait))
-    assert htsat(["demo", "--model", str(models["smaller"]), "--port", str(free_port())]) == 130
-    assert seen == ["Which sounds, and when"]
+    assert htsat(["demo", "--model", str(models["smaller"]), "--port", str(port)]) == 130
+    assert seen == [("Which sounds, and when", {"127.0.0.1"})]
 
 
 def wait_or(look, wait):

@@ -7,15 +7,18 @@ what Gradio leaves open on purpose: fetching files from addresses that a visitor
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FILE_ROUTE = "/gradio_api/file="
+UPLOAD_ROUTE = "/gradio_api/upload"  # and no other that ends so: `run/upload` calls what its body names
 # Everything else is not there: proxies, deep links, component servers, what developers use.
 READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.*"
@@ -28,7 +31,7 @@ WRITE = re.compile(
     r"|/gradio_api/stream/\w+(/close)?"
 )
 MAX_BODY_BYTES = 2**20  # of a request that is no upload: sliders and names
-UPLOAD_SLACK_BYTES = 2**16  # names and boundaries around the file
+UPLOAD_SLACK_BYTES = 2**16  # names and boundaries around the files
 NOT_UPLOADED = "Only what was uploaded to this page can be heard: upload the file first."
 
 
@@ -37,6 +40,7 @@ class OnlyUploads:
 
     def __init__(self, app: ASGIApp, uploads: Path, max_megabytes: int):
         self.app, self.uploads, self.max_megabytes = app, uploads.resolve(), max_megabytes
+        self.max_upload_bytes = max_megabytes * 10**6 + UPLOAD_SLACK_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope["type"] != "http":
@@ -44,24 +48,52 @@ class OnlyUploads:
                 await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
-        refusal = self._refusal(request)
-        if refusal is None and request.method == "POST" and not request.url.path.endswith("/upload"):
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        is_for_upload = path.rstrip("/") == UPLOAD_ROUTE
+        refusal = self._refusal(request, path, is_for_upload)
+        if refusal is None and is_for_upload:
+            await self._take_upload(scope, receive, send)
+            return
+        if refusal is None and request.method == "POST":
             body = await _read_body(request)
             refusal = self._refusal_of_body(body)
             receive = _replayed(body or b"", receive)
         await (refusal or self.app)(scope, receive, send)
 
-    def _refusal(self, request: Request) -> PlainTextResponse | None:
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    async def _take_upload(self, scope: Scope, receive: Receive, send: Send):
+        """Pass on what is uploaded as long as it is not too much. Gradio counts each file of a request by itself."""
+        num_bytes = 0
+
+        async def receive_some() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_upload_bytes or message["type"] == "http.disconnect":
+                # Of this error Gradio knows that the files it has begun are to be deleted.
+                raise MultiPartException("This upload is too long, or broke off.")
+            return message
+
+        async def send_unless_too_long(message: Message):
+            if num_bytes <= self.max_upload_bytes:
+                await send(message)
+
+        with suppress(MultiPartException):
+            await self.app(scope, receive_some, send_unless_too_long)
+        if num_bytes > self.max_upload_bytes:
+            await self._too_long()(scope, receive, send)
+
+    def _too_long(self) -> PlainTextResponse:
+        return PlainTextResponse(f"This page takes uploads of {self.max_megabytes} MB at most.", 413)
+
+    def _refusal(self, request: Request, path: str, is_for_upload: bool) -> PlainTextResponse | None:
         known = {"GET": READ, "HEAD": READ, "POST": WRITE}.get(request.method)
         if known is None or not known.fullmatch(path):
             return PlainTextResponse("There is no such page.", 404)
         if path.startswith(FILE_ROUTE) and not self.is_upload(path.removeprefix(FILE_ROUTE)):
             return PlainTextResponse("There is no such file.", 403)
         num_bytes = request.headers.get("content-length", "0")
-        most = self.max_megabytes * 10**6 + UPLOAD_SLACK_BYTES
-        if path.rstrip("/").endswith("/upload") and num_bytes.isdecimal() and int(num_bytes) > most:
-            return PlainTextResponse(f"This page takes files of {self.max_megabytes} MB at most.", 413)
+        if is_for_upload and num_bytes.isdecimal() and int(num_bytes) > self.max_upload_bytes:
+            return self._too_long()
         return None
 
     def _refusal_of_body(self, body: bytes | None) -> PlainTextResponse | None:

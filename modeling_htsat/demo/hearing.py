@@ -39,8 +39,12 @@ MAX_ROWS = 32  # classes of the presence map
 MAX_TAGS = 8
 DECIBEL_RANGE = 80.0  # below the loudest; what is fainter is drawn black
 ROUND_HERTZ = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
-# What every browser plays; a copy of everything else is made in FLAC.
+# What every browser plays; a copy of everything else is made in FLAC. Chromium plays nothing below 3,000 Hz, and no 32
+# channels; FLAC holds eight of them, and above 65,535 Hz only rates that end in a zero.
 PLAYABLE = {"WAV": {"PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"}, "FLAC": None, "MP3": None}
+PLAYABLE_HERTZ = (8_000, 192_000)
+PLAYABLE_CHANNELS = 8
+COPY_HERTZ = (8_000, 48_000)
 # Remedies of the library that a visitor of a page cannot use.
 REMEDIES = {
     "; write it anew, or take what there is with allow_truncated=True": "; write it anew",
@@ -140,24 +144,26 @@ class Heard:
 
 @dataclass(frozen=True)
 class HeardLive:
-    """What was found while a microphone was open. Its scores were not kept, so that sliders change nothing any more."""
+    """What was found since a microphone was opened. Its scores are not kept, so that sliders change nothing."""
 
     name: str
     seconds: float
     events: Sequence[Event]
 
     def found(self, settings: Settings | None = None) -> dict[str, Any]:
-        in_order = sorted(self.events, key=lambda event: (event["onset"], event["label"]))
         return {
             "name": self.name,
             "live": True,
             "seconds": round(self.seconds, 3),
-            "events": rounded(in_order),
+            "events": rounded(self.in_order()),
             "tags": [],
         }
 
+    def in_order(self) -> list[Event]:
+        return sorted(self.events, key=lambda event: (event["onset"], event["label"]))
+
     def table(self, settings: Settings, format: str) -> tuple[str, str]:
-        return make_table(self.name, self.events, format)
+        return make_table(self.name, self.in_order(), format)
 
 
 def make_table(name: str, events: Sequence[Event], format: str) -> tuple[str, str]:
@@ -228,6 +234,8 @@ def in_words_for_visitors(path: Path, name: str) -> Iterator[None]:
     try:
         yield
     except AudioError as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # its name was right when it came
+            raise error.__cause__ from None
         sentence = str(error).replace(str(path), name)
         for remedy, shorter in REMEDIES.items():
             sentence = sentence.replace(remedy, shorter)
@@ -361,9 +369,7 @@ def as_bytes(levels: np.ndarray) -> str:
 
 def playable(path: Path) -> Path:
     """A file that every browser plays: this one, or a copy in FLAC beside it."""
-    kind = soundfile.info(str(path))
-    subtypes = PLAYABLE.get(kind.format, set())
-    if subtypes is None or kind.subtype in subtypes:
+    if is_playable(path):
         return path
     copy = path.with_name(f"{path.stem}-to-play.flac")
     with open_audio(path) as audio:
@@ -371,13 +377,27 @@ def playable(path: Path) -> Path:
     return copy
 
 
+def is_playable(path: Path) -> bool:
+    """Whether every browser plays this file. Some go by its name, which soundfile must not: it asks more of `.raw`."""
+    with path.open("rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+        subtypes = PLAYABLE.get(sound.format, set())
+        return (
+            path.suffix.lower() == f".{sound.format.lower()}"
+            and (subtypes is None or sound.subtype in subtypes)
+            and PLAYABLE_HERTZ[0] <= sound.samplerate <= PLAYABLE_HERTZ[1]
+            and sound.channels <= PLAYABLE_CHANNELS
+        )
+
+
 def write_flac(path: Path, audio: AudioSource):
-    with (
-        whole_file(path) as temporary,
-        soundfile.SoundFile(temporary, "w", audio.sampling_rate, 1, "PCM_16", format="FLAC") as file,
-    ):
-        for block in audio.blocks(audio.sampling_rate):
-            file.write(block.clip(-1, 1))
+    rate = min(max(audio.sampling_rate, COPY_HERTZ[0]), COPY_HERTZ[1])
+    with whole_file(path) as temporary:
+        try:
+            with soundfile.SoundFile(temporary, "w", rate, 1, "PCM_16", format="FLAC") as file:
+                for block in audio.blocks(rate):
+                    file.write(block.clip(-1, 1))
+        except soundfile.SoundFileError as error:  # of a full disk, libsndfile says "System error" and no more
+            raise OSError(f"{path} could not be written: {error}") from error
 
 
 # ── live ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -417,4 +437,14 @@ class LiveListening:
         return {"name": LIVE_NAME, "live": True, "seconds": round(self.seconds, 3), "envelope": envelope}
 
 
-__all__ = ["Heard", "HeardLive", "Limits", "Listener", "LiveListening", "RefusalError", "Settings", "playable"]
+__all__ = [
+    "Heard",
+    "HeardLive",
+    "Limits",
+    "Listener",
+    "LiveListening",
+    "RefusalError",
+    "Settings",
+    "in_words_for_visitors",
+    "playable",
+]

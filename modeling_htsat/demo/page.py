@@ -4,10 +4,11 @@ file or microphone  ->  hear (the model, once)  ->  scores of this visitor
                                                        |
 sliders             ->  redraw (no model)   <----------+----->  save (a table)
 
-live microphone     ->  hear_live (LiveDetector)
+live microphone     ->  hear_live (LiveDetector)  ->  events so far, which are saved as well
 """
 
 import html
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,19 @@ from starlette.middleware import Middleware
 
 from ..audio_htsat import AudioError, load_audio, open_audio
 from .guard import OnlyUploads
-from .hearing import Heard, HeardLive, Limits, Listener, LiveListening, RefusalError, Settings, playable
+from .hearing import (
+    Heard,
+    HeardLive,
+    Limits,
+    Listener,
+    LiveListening,
+    RefusalError,
+    Settings,
+    in_words_for_visitors,
+    playable,
+)
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 KEPT_SECONDS = (360, 3600)  # how often uploads are looked through, and the age at which they are deleted
@@ -38,8 +51,10 @@ HEAD = """
 <p>Drop a recording of any length, or use the microphone. HTS-AT says which sounds it holds, and where they begin and
 end.</p></header>
 """
-NOTHING_TO_SAVE = "There is nothing to save yet: drop a file, record one, or stop the live microphone."
+NOTHING_HELD = "No recording is held here, not yet or not any more: drop or record one, or drop it once more."
+NOTHING_TO_SAVE = "There is nothing to save yet, or not any more: drop or record a sound, or drop it once more."
 FORGOTTEN = "This recording is no longer held here: drop it once more."
+NO_ROOM = "The server could not read or write what it needs, its disk may be full: try again later."
 SAVE_SCRIPT = """(file) => {
   if (!file) return;
   const link = document.createElement("a");
@@ -76,11 +91,15 @@ class Desk:
 
         try:
             heard, drawn = self.listeners[model].hear(file, file.name, self.limits, settings, tell)
-            drawn["sound"] = {"path": str(playable(file)), "meta": {"_type": "gradio.FileData"}}
+            with in_words_for_visitors(file, file.name):
+                drawn["sound"] = {"path": str(playable(file)), "meta": {"_type": "gradio.FileData"}}
         except RefusalError as refusal:
             return None, None, None, notice(str(refusal))
-        except OSError:  # deleted in between, as uploads are after a while
+        except FileNotFoundError:  # deleted in between, as uploads are after a while
             return None, None, None, notice(FORGOTTEN)
+        except OSError as error:
+            logger.error("An upload was not heard: %s", error)
+            return None, None, None, notice(NO_ROOM)
         return heard, drawn, heard.found(settings), ""
 
     def hear_again(
@@ -100,21 +119,25 @@ class Desk:
     def redraw(self, heard: Heard | HeardLive | None, *sliders: Any) -> tuple[Any, Any]:
         """The events as the sliders now want them. The model has no part in this."""
         if heard is None:
-            return gr.skip(), gr.skip()
+            return gr.skip(), notice(NOTHING_HELD)
         return heard.found(Settings(*sliders)), ""
 
     def save(self, heard: Heard | HeardLive | None, format: str, *sliders: Any) -> tuple[dict[str, str] | None, str]:
         if heard is None:
             return None, notice(NOTHING_TO_SAVE)
-        name, text = heard.table(Settings(*sliders), FORMATS[format])
+        try:
+            name, text = heard.table(Settings(*sliders), FORMATS[format])
+        except OSError as error:
+            logger.error("Events were not saved: %s", error)
+            return None, notice(NO_ROOM)
         return {"name": name, "text": text}, ""
 
     def hear_live(
         self, chunk: str | None, live: LiveListening | None, model: str, *sliders: Any
-    ) -> tuple[LiveListening | None, Any, Any, str]:
-        """Hear the next second of a microphone."""
+    ) -> tuple[LiveListening | None, Any, Any, Any, str]:
+        """Hear the next second of a microphone; what is held then is what was found so far."""
         if chunk is None or (live is not None and live.is_finished):  # a second that came after the end
-            return live, gr.skip(), gr.skip(), ""
+            return live, gr.skip(), gr.skip(), gr.skip(), ""
         is_silent = False
         try:
             samples, rate = read_chunk(Path(chunk))
@@ -122,15 +145,15 @@ class Desk:
             if live is None or live.sampling_rate != rate:
                 live = self.listeners[model].live(rate, Settings(*sliders))
             self.limits.check_seconds(live.seconds + len(samples) / rate)
-            found = live.feed(samples).found()
+            heard = live.feed(samples)
         except (RefusalError, AudioError) as refusal:
             sentence = str(refusal).replace(str(chunk), "what the microphone sent")
-            return live, gr.skip(), gr.skip(), notice(sentence)
+            return live, gr.skip(), gr.skip(), gr.skip(), notice(sentence)
         finally:
             # Live sound is not kept. Gradio names files by what they hold: silence is one file for all visitors.
             if not is_silent:
                 Path(chunk).unlink(missing_ok=True)
-        return live, live.drawn(), found, ""
+        return live, heard, live.drawn(), heard.found(), ""
 
     def stop_live(self, live: LiveListening | None) -> tuple[Any, Any, Any, Any]:
         """The microphone is off: the events that were left. What comes late is not heard any more."""
@@ -275,14 +298,22 @@ def wire(
     streamed.stream(
         desk.hear_live,
         [streamed, live, model, *sliders],
-        [live, view, found, said],
+        [live, *answer],
         stream_every=LIVE_BLOCK_SECONDS,
         time_limit=round(desk.limits.max_minutes * 60),
         concurrency_limit=MAX_LIVE,
         show_progress="hidden",
         **private,
     )
-    streamed.start_recording(lambda: None, None, live, concurrency_limit=None, show_progress="hidden", **private)
+    streamed.start_recording(
+        # Nothing of the recording before is left, or it would be changed and saved in place of what is heard now.
+        lambda: (None, None, None, None, ""),
+        None,
+        [live, *answer],
+        concurrency_limit=None,
+        show_progress="hidden",
+        **private,
+    )
     streamed.stop_recording(
         desk.stop_live, [live], [live, heard, view, found], concurrency_limit=None, show_progress="hidden", **private
     )
