@@ -15,8 +15,9 @@ const LOOKS = {
 // Of even lightness, and of no hue that means something in the other panels.
 const DECIBELS = [[0, 5, 4, 16], [0.25, 74, 21, 104], [0.5, 160, 48, 115], [0.75, 235, 105, 92], [0.9, 253, 186, 118],
                   [1, 252, 243, 195]];
-const RULER = 24, CAPTION = 20, WAVE = 66, SPECTROGRAM = 132, PRESENCE_ROW = 18, BAR_ROW = 26, MAX_PRESENCE_ROWS = 10;
-const MAX_BUTTONS = 400, MAX_TABLE_ROWS = 500, SHORTEST_SPAN = 0.2, LIVE_SPAN = 30, NARROW = 620;
+const RULER = 24, CAPTION = 20, WAVE = 66, SPECTROGRAM = 132, PRESENCE_ROW = 18, BAR_ROW = 29, BAR = 24;
+const MAX_PRESENCE_ROWS = 10, MAX_BUTTONS = 400, MAX_TABLE_ROWS = 500, SHORTEST_SPAN = 0.2, LIVE_SPAN = 30, NARROW = 620;
+const WHEEL_PIXELS = [1, 25, 500]; // of one unit of a wheel that counts pixels, lines or pages
 
 // ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -102,6 +103,7 @@ function showView(element, props, watch) {
   const width = () => Math.max(1, stage.clientWidth - gutter());
   const xOf = (seconds) => gutter() + ((seconds - state.from) / (state.to - state.from)) * width();
   const secondsAt = (x) => state.from + ((x - gutter()) / width()) * (state.to - state.from);
+  const xWithin = (touch) => touch.clientX - stage.getBoundingClientRect().left; // offsetX is that within an event bar
 
   // ── what came ──
 
@@ -172,9 +174,9 @@ function showView(element, props, watch) {
     const isWhole = state.to - state.from >= length() - 1e-6;
     if (isWhole && (isSideways || turn.deltaY > 0)) return; // the page may scroll
     turn.preventDefault();
-    const amount = isSideways ? turn.deltaX || turn.deltaY : turn.deltaY;
+    const amount = (isSideways ? turn.deltaX || turn.deltaY : turn.deltaY) * WHEEL_PIXELS[turn.deltaMode];
     if (isSideways) pan((amount / width()) * (state.to - state.from));
-    else zoom(Math.exp(Math.sign(amount) * Math.min(Math.abs(amount), 100) * 0.003), secondsAt(turn.offsetX));
+    else zoom(Math.exp(Math.sign(amount) * Math.min(Math.abs(amount), 100) * 0.003), secondsAt(xWithin(turn)));
   }, { passive: false });
 
   stage.addEventListener("keydown", (press) => {
@@ -208,14 +210,14 @@ function showView(element, props, watch) {
   });
   const lift = (touch) => {
     if (!fingers.delete(touch.pointerId) || fingers.size || moved > 6 || touch.type === "pointercancel") return;
-    if (touch.offsetX >= gutter() && state.sound?.sound) start(secondsAt(touch.offsetX), length());
+    if (xWithin(touch) >= gutter() && state.sound?.sound) start(secondsAt(xWithin(touch)), length());
   };
   stage.addEventListener("pointerup", lift);
   stage.addEventListener("pointercancel", lift);
   stage.addEventListener("pointerleave", () => { state.pointer = null; tip.hidden = true; draw(); });
 
   function spread() {
-    const places = [...fingers.values()].map((touch) => touch.clientX - canvas.getBoundingClientRect().left);
+    const places = [...fingers.values()].map(xWithin);
     return [Math.max(...places) - Math.min(...places), (Math.max(...places) + Math.min(...places)) / 2];
   }
 
@@ -229,7 +231,7 @@ function showView(element, props, watch) {
     stage.dataset.playing = from.toFixed(2) + "-" + to.toFixed(2);
     play.textContent = "■";
     play.setAttribute("aria-label", "Stop");
-    audio.play().then(tick, (reason) => { said.textContent = "The browser cannot play this: " + reason.message; stop(); });
+    audio.play().then(() => { tick(); waitForEnd(); }, (reason) => { said.textContent = "The browser cannot play this: " + reason.message; stop(); });
   }
 
   function tick() {
@@ -237,6 +239,15 @@ function showView(element, props, watch) {
     if (audio.currentTime >= state.playing[1] || audio.ended) return stop();
     draw();
     requestAnimationFrame(tick);
+  }
+
+  // By a clock as well: frames come late where a machine is busy, and not at all in a tab that is behind another.
+  function waitForEnd() {
+    clearTimeout(state.clock);
+    if (!state.playing) return;
+    const left = state.playing[1] - audio.currentTime;
+    if (left <= 0 || audio.ended) return stop();
+    state.clock = setTimeout(waitForEnd, Math.max(5, 1000 * left));
   }
 
   function stop() {
@@ -253,7 +264,7 @@ function showView(element, props, watch) {
   // ── hover ──
 
   function point(touch) {
-    const box = canvas.getBoundingClientRect(), x = touch.clientX - box.left, y = touch.clientY - box.top;
+    const x = xWithin(touch), y = touch.clientY - stage.getBoundingClientRect().top;
     if (!state.sound || x < gutter() || touch.target !== canvas) { state.pointer = null; tip.hidden = true; return draw(); }
     state.pointer = x;
     write(x, y, linesAt(Math.min(secondsAt(x), length()), y));
@@ -457,7 +468,7 @@ function showView(element, props, watch) {
     for (const event of shownEvents()) {
       const left = Math.max(gutter(), xOf(event.onset)), top = places.bars + state.rows.indexOf(event.label) * BAR_ROW + 3;
       pen.fillStyle = css(colourOf(event, scores));
-      pen.fillRect(left, top, Math.max(2, Math.min(stage.clientWidth, xOf(event.offset)) - left - 1), 20);
+      pen.fillRect(left, top, Math.max(2, Math.min(stage.clientWidth, xOf(event.offset)) - left - 1), BAR);
     }
   }
 
@@ -471,14 +482,32 @@ function showView(element, props, watch) {
 
   const palettes = { decibels: colours(DECIBELS) };
 
+  const keyOf = (event) => event.onset + " " + event.label; // events of one class never begin together
   const shownEvents = () => state.events.filter((event) => event.offset > state.from && event.onset < state.to);
   const colourOf = (event, scores) => scores[Math.round(255 * Math.max(0.3, event.score))];
 
   function placeButtons(places, scores, look) {
-    const shown = shownEvents(), isTime = (a, b) => a.onset - b.onset, strongest = (a, b) => b.score - a.score;
-    const few = shown.length <= MAX_BUTTONS ? shown : [...shown].sort(strongest).slice(0, MAX_BUTTONS).sort(isTime);
-    while (bars.children.length > few.length) bars.lastChild.remove();
-    few.forEach((event, index) => placeButton(bars.children[index] ?? newButton(), event, places, scores, look));
+    const shown = shownEvents(), strongest = [...shown].sort((a, b) => b.score - a.score).slice(0, MAX_BUTTONS);
+    const keys = new Set(strongest.map(keyOf)), buttons = keepButtons(keys);
+    let next = bars.firstChild;
+    for (const event of shown.filter((each) => keys.has(keyOf(each)))) { // in order of time
+      const node = buttons.get(keyOf(event)) ?? newButton();
+      if (node === next) next = node.nextSibling;
+      else bars.insertBefore(node, next); // a new one: those that stay are not moved, or they would lose the focus
+      placeButton(node, event, places, scores, look);
+    }
+  }
+
+  // Decoded anew or heard further, an event keeps its button, and the button its focus.
+  function keepButtons(keys) {
+    const buttons = new Map();
+    for (const node of [...bars.children]) {
+      const key = keyOf(node.event);
+      if (keys.has(key)) { buttons.set(key, node); continue; }
+      if (node === document.activeElement) stage.focus({ preventScroll: true }); // or it would go to the top of the page
+      node.remove();
+    }
+    return buttons;
   }
 
   function newButton() {
@@ -489,15 +518,10 @@ function showView(element, props, watch) {
     };
     node.addEventListener("click", () => start(node.event.onset, node.event.offset));
     node.addEventListener("pointerenter", tellOf);
-    node.addEventListener("focus", () => { reveal(node.event); tellOf(); });
+    node.addEventListener("focus", tellOf);
     node.addEventListener("blur", () => { tip.hidden = true; });
     node.addEventListener("pointerleave", () => { tip.hidden = true; });
-    bars.append(node);
     return node;
-  }
-
-  function reveal(event) {
-    if (event.onset < state.from || event.onset > state.to) pan(event.onset - (state.from + state.to) / 2);
   }
 
   function placeButton(node, event, places, scores, look) {
