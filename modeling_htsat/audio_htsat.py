@@ -21,6 +21,7 @@ import stat
 import tempfile
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -367,7 +368,9 @@ def _muted_stderr(is_wanted: bool) -> Iterator[None]:
 def _open_path(path: Path) -> BinaryIO:
     try:
         if stat.S_ISREG(path.stat().st_mode):
-            return path.open("rb")
+            file = path.open("rb")
+            file.raw.name = None  # type: ignore[attr-defined]  # soundfile would believe the suffix `.raw`
+            return file
     except FileNotFoundError as error:
         raise AudioError(f"{path} does not exist: check the path.") from error
     except (OSError, ValueError) as error:
@@ -479,6 +482,18 @@ def _refuse_private(host: str, addresses: Iterable[str]) -> None:
             raise PermissionError(f"{host} is at the private address {address}, allow_private_urls=True permits it")
 
 
+def _refuse_private_by_name(url: str) -> None:
+    """What a URL itself says, however it spells an address: a proxy that it goes through sees the inside too."""
+    host = (urllib.parse.urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        _refuse_private(host, ["127.0.0.1", "::1"])
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):  # a name, which is asked for where one connects to it
+        return
+    _refuse_private(host, (str(address[4][0]) for address in found))
+
+
 def _is_public(address: str) -> bool:
     """Whether an address is one of the internet, and so is the IPv4 address that gateways and tunnels find in it."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
@@ -517,10 +532,15 @@ class _WebHandler(urllib.request.AbstractHTTPHandler):
         self._deadline, self._allow_private = deadline, allow_private
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connections(_Connection), req)
+        return self._open(_Connection, req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connections(_SecureConnection), req)
+        return self._open(_SecureConnection, req)
+
+    def _open(self, kind: type[_Connection], req: urllib.request.Request) -> http.client.HTTPResponse:
+        if not self._allow_private:
+            _refuse_private_by_name(req.full_url)
+        return self.do_open(self._connections(kind), req)
 
     def _connections(self, kind: type[_Connection]) -> Any:
         return type(kind.__name__, (kind,), {"deadline": self._deadline, "allow_private": self._allow_private})
@@ -547,8 +567,8 @@ def open_audio(
             or `{"bytes", "path"}`, also under `{"audio": ...}`. A file object is read from where it stands.
         source_sampling_rate: The rate of bare samples in Hz; files and rows say their own.
         allow_truncated: Take what there is of a cut or damaged file, instead of refusing it.
-        allow_private_urls: Also download from private, loopback and link-local addresses. Where a proxy is set, the
-            address that counts is the proxy's.
+        allow_private_urls: Also download from private, loopback and link-local addresses. Of names that
+            a proxy is asked for, only the proxy's own address is known, and counts.
         max_url_bytes: The largest download.
         timeout_seconds: How long a server may stay silent.
         max_url_seconds: The longest download, from the first connection on.

@@ -55,15 +55,22 @@ FORMATS = [
 ]
 
 
-def make_sounds(folder: Path) -> Iterable[Seed]:
-    for number, (container, subtype) in enumerate(FORMATS):
+OF_THEIR_OWN = ("WAV", "FLAC", "OGG", "MP3")  # what people have: a kind each, so that each gets its thousands
+
+
+def make_sounds(folder: Path, container: str = "") -> Iterable[Seed]:
+    """Of one container, or of all that have no kind of their own; what is spliced into them is of any."""
+    for number, (name, subtype) in enumerate(FORMATS):
         noise = 0.1 * np.random.default_rng(number).standard_normal((1999, 1 + number % 2))
-        path = folder / f"{container}_{subtype}.sound"
-        soundfile.write(path, noise, 16_000, format=container, subtype=subtype)
-        yield Seed(path, read_sound, mutate_bytes)
-    path = folder / "tagged.sound"
-    path.write_bytes(b"ID3\4\0\0\0\0\0\x0aTIT2\0\0\0\0\0\0" + (folder / "MP3_None.sound").read_bytes())
-    yield Seed(path, read_sound, mutate_bytes)
+        soundfile.write(folder / f"{name}_{subtype}.sound", noise, 16_000, format=name, subtype=subtype)
+    tag = b"ID3\4\0\0\0\0\0\x0aTIT2\0\0\0\0\0\0"
+    (folder / "MP3_tagged.sound").write_bytes(tag + (folder / "MP3_None.sound").read_bytes())
+    paths = sorted(folder.iterdir())
+    everything = [path.read_bytes() for path in paths]
+    for path in paths:
+        name = path.name.partition("_")[0]
+        if name == container or not container and name not in OF_THEIR_OWN:
+            yield Seed(path, read_sound, lambda rng, content, others: mutate_bytes(rng, content, everything))
 
 
 def read_sound(path: Path, rng: Random) -> None:
@@ -150,6 +157,10 @@ def read_label_names(path: Path, rng: Random) -> None:
 def make_corpora(folder: Path) -> Iterable[Seed]:
     for make in (make_audioset_strong, make_desed, make_esc50, make_own_tables, make_speech_commands, make_soundscapes):
         yield from make(folder / make.__name__)
+
+
+def make_csv(folder: Path) -> Iterable[Seed]:
+    return (seed for seed in make_corpora(folder) if seed.path.suffix == ".csv")
 
 
 def corpus(kind: str, location: Path, path: Path, mutate: Mutate, split: str = "train", **options: Any) -> Seed:

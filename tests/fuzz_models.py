@@ -113,15 +113,23 @@ ODD_TENSORS: list[Callable[[torch.Tensor], Any]] = [
 ]
 
 
-def make_checkpoints(folder: Path) -> Iterable[Seed]:
+def authors_state(folder: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    state = authors_tensors() | {name: tensor for name, tensor in derived_tensors().items() if tensor.numel() < 70_000}
-    wrapped = {"state_dict": {f"sed_model.{name}": tensor for name, tensor in state.items()}, "epoch": 3}
     write(folder / "labels.txt", "a\nb\nc\nd\ne\n")
+    return authors_tensors() | {name: tensor for name, tensor in derived_tensors().items() if tensor.numel() < 70_000}
+
+
+def make_safetensors(folder: Path) -> Iterable[Seed]:
+    save_file(authors_state(folder), folder / "weights.safetensors")
+    yield Seed(folder / "weights.safetensors", convert, mutate_safetensors)
+
+
+def make_checkpoints(folder: Path) -> Iterable[Seed]:
+    state = authors_state(folder)
+    wrapped = {"state_dict": {f"sed_model.{name}": tensor for name, tensor in state.items()}, "epoch": 3}
     snippets = hostile_snippets(str(folder.parent / CANARY))
     torch.save(wrapped, folder / "zip.ckpt")
     torch.save(state, folder / "legacy.ckpt", _use_new_zipfile_serialization=False)
-    save_file(state, folder / "weights.safetensors")
     yield Seed(folder / "zip.ckpt", convert, lambda rng, content, others: mutate_zip(rng, content, snippets))
     yield Seed(folder / "zip.ckpt", convert, lambda rng, content, others: mutate_zip(rng, content, snippets))
     yield Seed(folder / "zip.ckpt", convert, mutate_bytes)
@@ -130,7 +138,6 @@ def make_checkpoints(folder: Path) -> Iterable[Seed]:
     yield Seed(folder / "legacy.ckpt", convert, mutate_bytes)
     yield Seed(folder / "legacy.ckpt", convert, lambda rng, content, others: with_odd_tensors(rng, state))
     yield Seed(folder / "zip.ckpt", convert, lambda rng, content, others: with_odd_tensors(rng, state))
-    yield Seed(folder / "weights.safetensors", convert, mutate_safetensors)
 
 
 CANARY = "canary"

@@ -7,7 +7,9 @@ the process.
 """
 
 import argparse
+import ctypes
 import faulthandler
+import gc
 import json
 import os
 import queue
@@ -21,6 +23,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,6 +34,7 @@ WAITING_SECONDS = 120  # of the clock, for what waits instead of computing
 LOST_SECONDS = 300  # for what no signal interrupts
 START_SECONDS = 900  # to import and to make the valid files, on a machine that is busy
 SPARE_BYTES = 2**30  # what one case may allocate beyond what the process has
+SMALL_OBJECT_BYTES = 64  # a guess: those of up to 512 bytes come from arenas that malloc knows nothing of
 LONGEST_SENTENCE = 1500
 
 
@@ -55,10 +59,13 @@ def serve() -> None:
             if asked["kind"] not in seeds:
                 seeds[asked["kind"]] = make_seeds(fuzz_kinds, asked["kind"], Path(temporary))
                 limit_memory()
+                gc.collect()
+                gc.freeze()  # so that to collect after each case takes a moment
             print(json.dumps("ready"), file=answers, flush=True)
             for number in range(*asked["cases"]):
                 answer = run_case(fuzz_kinds, asked["kind"], seeds[asked["kind"]], asked["seed"], number)
-                print(json.dumps({**answer, "case": number, "resident": resident_bytes()}), file=answers, flush=True)
+                memory = {"resident": resident_bytes(), "held": held_bytes()}
+                print(json.dumps({**answer, "case": number, **memory}), file=answers, flush=True)
 
 
 def make_seeds(fuzz_kinds: Any, kind: str, temporary: Path) -> list[tuple[Any, bytes]]:
@@ -78,6 +85,28 @@ def resident_bytes() -> int:
     if sys.platform == "linux":
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+MALLOC_FIGURES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "top")
+
+
+class MallocFigures(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in MALLOC_FIGURES]
+
+
+def held_bytes() -> int:
+    """What is allocated and not given back: by malloc to the byte, and the small objects of Python by their number."""
+    gc.collect()
+    small = sys.getallocatedblocks() * SMALL_OBJECT_BYTES
+    try:
+        count = ctypes.CDLL(None).mallinfo2
+    except AttributeError:  # the library of C is another, or an older one
+        return small
+    count.restype = MallocFigures
+    figures = count()
+    return figures.uordblks + figures.hblkhd + small
 
 
 def run_case(
@@ -142,14 +171,26 @@ class Campaign:
     kind: str
     seed: int
     outcomes: Counter = field(default_factory=Counter)
+    files: Counter = field(default_factory=Counter)  # cases of each valid file
     findings: list[dict[str, Any]] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)  # bytes after each case
+    held: list[int] = field(default_factory=list)  # of these, bytes that something still asks for
     slowest: tuple[float, int] = (0.0, 0)  # seconds of computing, case
 
     def growth(self) -> int:
         """Bytes by which the process grew after the first fifth of its cases, in which all that is loaded is loaded."""
         late = self.resident[len(self.resident) // 5 :]
         return late[-1] - late[0] if late else 0
+
+    def leak(self) -> float:
+        """Bytes that a case leaves held on average, in the later half of them, the most and the least tenth aside.
+
+        So a leak of every other case shows after some dozens, and a module that one case happens to import does not.
+        """
+        late = self.held[len(self.held) // 2 :]
+        steps = sorted(after - before for before, after in pairwise(late))
+        usual = steps[len(steps) // 10 : len(steps) - len(steps) // 10]
+        return sum(usual) / len(usual) if usual else 0.0
 
     def report(self) -> str:
         again = f"python tests/fuzzing.py {self.kind} --seed {self.seed} --case"
@@ -180,7 +221,9 @@ class CaseProcess:
                     next_case += 1
                     break
                 campaign.outcomes[answer["outcome"]] += 1
+                campaign.files[answer["file"]] += 1
                 campaign.resident.append(answer["resident"])
+                campaign.held.append(answer["held"])
                 campaign.findings += [answer] if answer["outcome"] == "finding" else []
                 campaign.slowest = max(campaign.slowest, (answer["seconds"], answer["case"]))
                 next_case = answer["case"] + 1

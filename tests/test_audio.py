@@ -296,6 +296,16 @@ def test_a_file_without_permission_is_refused_by_name(tmp_path, monkeypatch):
     assert "secret.wav cannot be opened (Permission denied)" in refusal(load_audio, path, RATE)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_is_what_it_holds_whatever_its_suffix(name, tmp_path):
+    data = encoded(stereo(20_003), name=name)
+    wanted = load_audio(data, RATE)
+    for suffix in (".raw", ".mp3", ".wav", ""):
+        path = tmp_path / f"sound{suffix}"
+        path.write_bytes(data)
+        assert np.array_equal(load_audio(path, RATE), wanted)
+
+
 @pytest.mark.parametrize("suffix", [".raw", ".vox", ".gsm", ".au", ".mp3", ".wav", ".txt"])
 def test_headerless_samples_are_refused_whatever_their_suffix(suffix, tmp_path, capfd):
     path = tmp_path / f"noise{suffix}"

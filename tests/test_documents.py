@@ -345,19 +345,67 @@ def test_every_link_of_a_page_leads_somewhere(page):
         assert not anchor or anchor in anchors_of(path), f"{target}#{anchor}"
 
 
+def marks_of_tests(sources: dict[str, str]) -> dict[str, list[str]]:
+    """The decorators of each test by its name, and what its whole file is marked with."""
+    found: dict[str, list[str]] = {}
+    for text in sources.values():
+        whole = "".join(f"@{mark}\n" for mark in re.findall(r"^pytestmark = (.*)$", text, re.M))
+        for marks, name in re.findall(r"((?:^@.*\n(?:^[ )\]].*\n)*)*)^def (test_\w+)\(", text, re.M):
+            found.setdefault(name, []).append(marks + whole)
+    return found
+
+
+def wrong_promises(page: str, sources: dict[str, str]) -> list[str]:
+    """Tests that a page names and that are not there, or that are slow, or need a browser, and are not said to be.
+
+    What is said in brackets after a name is of this one, `(all slow)` of all in its cell of the table.
+    """
+    tests, wrong = marks_of_tests(sources), []
+    for cell in page.replace("\n", "|").split("|"):
+        of_all = " all ".join(re.findall(r"\(all (\w+)", cell))
+        for folder, name, suffix, said in re.findall(r"`(tests/)?(test_\w+)(\.py)?`(?: \(([^)]*)\))?", cell):
+            marks = tests.get(name, [])
+            if folder or suffix:
+                wrong += [] if f"{name}{suffix}" in sources else [f"{name}{suffix} is no file"]
+                continue
+            if len(marks) != 1:
+                wrong.append(f"{name} is there {len(marks)} times")
+                continue
+            for mark in ("slow", "browser"):
+                is_said = mark in said or mark in of_all
+                if is_said and f"pytest.mark.{mark}" not in marks[0]:
+                    wrong.append(f"{name} is not {mark}")
+                if not is_said and re.search(rf"^@pytest\.mark\.{mark}\b", marks[0], re.M):
+                    wrong.append(f"{name} is {mark}")
+    return wrong
+
+
 def test_every_test_that_the_page_of_promises_names_exists_and_is_as_slow_as_it_says():
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
-    everything = "\n".join(sources.values())
-    named = re.findall(r"`(tests/)?(test_\w+)(\.py)?`(?: \((slow|browser))?", page)
-    assert len(named) > 30
-    for folder, name, suffix, mark in named:
-        if folder:
-            assert f"{name}{suffix}" in sources, name
-            continue
-        marks = re.findall(rf"((?:^@.*\n(?:^[ )\]].*\n)*)*)^def {name}\(", everything, re.M)
-        assert len(marks) == 1, name
-        assert not mark or f"pytest.mark.{mark}" in marks[0], name
+    assert len(re.findall(r"`test_\w+`", page)) > 30
+    assert not wrong_promises(page, sources)
+
+
+def test_a_page_of_promises_that_says_something_else_is_noticed():
+    sources = {
+        "test_a.py": "def test_fast():\n    pass\n\n\n@pytest.mark.slow\n@each(\n    1,\n)\ndef test_long(x):\n",
+        "test_b.py": "pytestmark = pytest.mark.browser\n\n\ndef test_seen():\n    pass\n",
+        "test_c.py": "@each([6, pytest.param(1, marks=pytest.mark.slow)])\ndef test_some(x):\n    pass\n",
+    }
+    for right in (
+        "`test_fast`, `test_long` (slow), `test_seen` (browser), `tests/test_b.py`",
+        "| `test_long` (slow) | `test_fast` |\n| `test_long`, `test_some` (all slow) | `test_fast` |",
+        "`test_some`, `test_some` (at every step: slow)",
+    ):
+        assert wrong_promises(right, sources) == []
+    assert wrong_promises("`test_gone`, `tests/test_d.py`", sources) == [
+        "test_gone is there 0 times",
+        "test_d.py is no file",
+    ]
+    assert wrong_promises("`test_long`, `test_seen`", sources) == ["test_long is slow", "test_seen is browser"]
+    assert wrong_promises("`test_fast` (slow)", sources) == ["test_fast is not slow"]
+    assert wrong_promises("`test_long`, `test_fast` (all slow)", sources) == ["test_fast is not slow"]
 
 
 def test_the_site_has_every_page_once():

@@ -600,6 +600,18 @@ class Run:
         assert metrics == self.metrics and weights.keys() == self.weights.keys()
         assert all(torch.equal(weights[name], self.weights[name]) for name in weights)
 
+    def check_refusal(self, *changes: Any) -> str:
+        """What it says when a checkpoint cannot be written; none is half there."""
+        end = self.befall(*changes)
+        assert end[:2] == (0, 1), end
+        *_, sentence = end.said.strip().splitlines()
+        assert str(self.job.place) in sentence and "could not be written" in sentence, sentence
+        assert "Traceback" not in end.said
+        whole = last_whole_checkpoint(self.job.place, move_aside=False)
+        assert {str(path) for path in self.job.place.glob("checkpoint-*")} == ({whole} if whole else set())
+        assert not (self.job.place / "results.json").exists()
+        return sentence
+
     def check_it_goes_on(self) -> None:
         end = in_a_child(self.job.work)
         assert end[:2] == (0, 0), end.said
@@ -630,13 +642,8 @@ def test_training_may_be_killed_at_every_single_step_of_its_writing(run):
 
 
 def test_training_on_a_full_disk_says_so_and_leaves_no_half_checkpoint(run):
-    end = run.befall(files_no_larger_than(run.sizes[-1] - 1))
-    assert end[:2] == (0, 1), end
-    *_, sentence = end.said.strip().splitlines()
-    assert str(run.job.place) in sentence and "could not be written" in sentence and "Traceback" not in end.said
-    whole = last_whole_checkpoint(run.job.place, move_aside=False)
-    assert {str(path) for path in run.job.place.glob("checkpoint-*")} == ({whole} if whole else set())
-    assert not (run.job.place / "results.json").exists()
+    """A limit on the size of files fails as a full disk does, wherever tests run; of a real one, see below."""
+    run.check_refusal(files_no_larger_than(run.sizes[-1] - 1))
     run.check_it_goes_on()
 
 
@@ -749,35 +756,90 @@ def test_what_finds_no_room_says_so_in_a_sentence_and_leaves_the_old_whole(make,
 
 
 @contextlib.contextmanager
-def small_disk(place: Path) -> Iterator[bool]:
-    """A disk of a few megabytes over a folder, where mounting is permitted."""
-    words = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs", str(place)]
-    is_mounted = shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
+def small_disk(place: Path) -> Iterator[None]:
+    """A disk of a few megabytes over a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs", str(place)], check=True)
     try:
-        yield is_mounted
+        yield
     finally:
-        if is_mounted:
-            subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(place)], check=True)
 
 
+def may_mount() -> bool:
+    """Tried once and elsewhere: a mount that fails where this one did not is a failure of the test."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            with small_disk(Path(place)):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+
+DISK = "tmpfs" if may_mount() else "limit"  # in the name of the tests that need a disk, so that it is seen which it was
+
+
+@pytest.mark.parametrize("disk", [DISK])
 @pytest.mark.parametrize("make", NO_ROOM, ids=lambda make: make.__name__)
-def test_on_a_full_disk_it_says_so_and_goes_on_when_there_is_room(make, scene_of):
+def test_on_a_full_disk_it_says_so_and_goes_on_when_there_is_room(make, disk, scene_of):
     """Of its own where tests may mount one; the limit of above stands in for it where they may not."""
     scene = scene_of(make)
     half = max(map(len, scene.changed())) // 2
-    with small_disk(scene.folder.parent) as is_mounted:
-        if is_mounted:
-            filler = scene.folder.parent / "filler"
-            scene.check_refusal(("No space left on device",), before=lambda: fill(filler, half))
-            filler.unlink()
-        else:
-            scene.check_refusal(("File too large",), files_no_larger_than(half))
+    if disk == "limit":
+        scene.check_refusal(("File too large",), files_no_larger_than(half))
+        return scene.check_the_next_run_works()
+    with small_disk(scene.folder.parent):
+        filler = scene.folder.parent / "filler"
+        scene.check_refusal(("No space left on device",), before=lambda: fill(filler, half))
+        filler.unlink()
         scene.check_the_next_run_works()
+    return None
 
 
 def fill(filler: Path, room: int) -> None:
     """Leave so much room on a disk, rounded down to pages."""
     filler.write_bytes(b"x" * (shutil.disk_usage(filler.parent).free - room // 4096 * 4096))
+
+
+def filled_at_the_first_checkpoint(filler: Path, room: int) -> Callable[[], object]:
+    """Someone else fills the disk when training saves for the first time: what it needs is there when it begins."""
+
+    def see(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.mkdir" and "checkpoint-" in str(arguments[0]) and not filler.exists():
+            fill(filler, room)
+
+    return lambda: sys.addaudithook(see)
+
+
+@pytest.mark.skipif(DISK != "tmpfs", reason="nobody may mount a disk here; the limit has a test of its own above")
+def test_training_on_a_real_disk_that_fills_up_says_so_and_goes_on_when_there_is_room(run):
+    with small_disk(run.folder):
+        filler = run.folder / "filler"
+        sentence = run.check_refusal(filled_at_the_first_checkpoint(filler, run.sizes[-1] // 2))
+        assert "no space left" in sentence
+        filler.unlink()
+        run.check_it_goes_on()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_training_into_a_folder_that_may_only_be_read_says_so_before_it_begins(is_there, given):
+    with tempfile.TemporaryDirectory(prefix="closed-") as temporary:
+        folder = Path(temporary)
+        job = training(folder, given)
+        if is_there:
+            job.place.mkdir()
+            (job.place / "notes.txt").write_text("of an older run")
+        for path in (folder, *folder.glob("run")):
+            path.chmod(0o555)
+        end = in_a_child(job.work, without_rights)
+        assert end[:2] == (0, 1), end
+        *_, sentence = end.said.strip().splitlines()
+        assert str(job.place) in sentence and "cannot be written: permission denied" in sentence, sentence
+        assert "Traceback" not in end.said and "epoch" not in end.said
+        assert files_of(folder) == ({"run/notes.txt": b"of an older run"} if is_there else {})
+        for path in (folder, *folder.glob("run")):
+            path.chmod(0o755)
 
 
 @pytest.mark.parametrize("make", JOBS, ids=lambda make: make.__name__)

@@ -11,10 +11,12 @@ import os
 import pickle
 import shutil
 import socket
+import sys
 import tarfile
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -26,7 +28,7 @@ import yaml
 from conftest import SMALL, enliven
 from transformers import Trainer, TrainingArguments
 
-from modeling_htsat import HTSATConfig, HTSATForAudioClassification, HTSATForSoundEventDetection, cli
+from modeling_htsat import HTSATConfig, HTSATForAudioClassification, HTSATForSoundEventDetection, audio_htsat, cli
 from modeling_htsat.audio_htsat import AudioError, load_audio
 from modeling_htsat.commands.detect import plot_path
 from modeling_htsat.corpus_detection import find_recordings
@@ -214,25 +216,49 @@ def test_parquet_brings_no_pickle_in(canary, tmp_path):
         assert corpus.label_names == ("dog",)
 
 
-@pytest.mark.parametrize("kind", ["script", "pickle", "tar", "builder"])
+@pytest.mark.parametrize("kind", ["script", "pickle", "builder"])
 def test_data_sets_of_strangers_run_nothing(kind, canary, tmp_path):
     folder = tmp_path / "stranger"
     folder.mkdir()
     if kind == "script":
         (folder / "stranger.py").write_text(f"import os\nos.mkdir({str(canary.path)!r})\n")
-    elif kind == "pickle":
+    else:
         (folder / "train.pkl").write_bytes(pickle.dumps(canary))
-    elif kind == "builder":
+    if kind == "builder":
         head = {"configs": [{"config_name": "default", "builder_name": "pandas", "data_files": "train.pkl"}]}
         (folder / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n")
-        (folder / "train.pkl").write_bytes(pickle.dumps(canary))
-    else:
-        with tarfile.open(folder / "train.tar", "w") as archive:
-            forms = {"npy": "array", "pth": "zip", "pt": "legacy", "pickle": "bare", "pyd": "bare", "pkl": "bare"}
-            for suffix, form in forms.items():
-                add_file(archive, f"0.{suffix}", disguises(canary)[form])
     with pytest.raises(ValueError):  # in the words of `datasets`, after ours
         load_corpus("hub", folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form", "refusal"),
+    [
+        *[("npy", "array", "Object arrays cannot be loaded"), ("npz", "arrays", "Object arrays cannot be loaded")],
+        *[("pth", form, "weights_only") for form in ("zip", "legacy", "bare")],
+        ("ten", "bare", "magic bytes mismatch"),
+        *[
+            (suffix, form, "")
+            for suffix, form in (("pt", "zip"), ("pickle", "bare"), ("pyd", "bare"), ("pkl", "legacy"))
+        ],
+    ],
+)
+def test_samples_of_strangers_run_nothing(suffix, form, refusal, canary, sound, tmp_path):
+    """Each alone, as reading stops at the first that is refused; those without a refusal stay bytes, which is well."""
+    arrays = io.BytesIO()
+    np.savez(arrays, np.array([canary], dtype=object), allow_pickle=True)
+    content = {**disguises(canary), "arrays": arrays.getvalue()}[form]
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name, inside in ((f"0.{suffix}", content), ("0.wav", sound.read_bytes()), ("0.txt", b"dog")):
+            add_file(archive, name, inside)
+    sound.unlink()
+    options = {"audio_column": "wav", "label_column": "txt", "validation_share": 0, "test_share": 0}
+    if refusal:
+        with pytest.raises(ValueError, match=f"cannot be loaded as a data set: .*{refusal}"):
+            load_corpus("hub", tmp_path, "train", **options)
+    else:
+        corpus = load_corpus("hub", tmp_path, "train", **options)
+        assert corpus.label_names == ("dog",) and len(load_audio(corpus.rows[0], RATE)) == RATE
 
 
 def test_packs_and_sounds_are_read_as_what_they_are_and_not_as_pickles(canary, tmp_path):
@@ -319,30 +345,115 @@ def add_file(archive: tarfile.TarFile, name: str, content: bytes, link: str = ""
     archive.addfile(entry, io.BytesIO(content))
 
 
+def add_zipped(archive: zipfile.ZipFile, name: str, content: bytes, link: str = ""):
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (0o120777 if link else 0o100644) << 16
+    archive.writestr(entry, link or content)
+
+
 def everything_in(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_archives_write_nothing_outside_of_the_cache(kind, sound, tmp_path):
-    folder = tmp_path / "deep" / "data"
-    folder.mkdir(parents=True)
-    names = ["../outside.wav", "../../../outside.wav", str(tmp_path / "absolute.wav"), "a/../../../outside.wav"]
-    if kind == "tar":
-        with tarfile.open(folder / "train.tar.gz", "w:gz") as archive:
-            add_file(archive, "link", b"", link=str(tmp_path))
-            for name in [*names, "link/outside.wav", "good.wav"]:
-                add_file(archive, name, sound.read_bytes())
+class World:
+    """A folder around all that an archive might reach: where it lies, the caches, and what is none of its business."""
+
+    def __init__(self, folder: Path, monkeypatch):
+        self.folder, self.data, self.cache = folder, folder / "home" / "data", folder / "home" / "cache" / "datasets"
+        self.extracted = self.cache / "downloads" / "extracted"
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", self.cache)
+        monkeypatch.setattr("datasets.config.DOWNLOADED_DATASETS_PATH", self.extracted.parent)
+        monkeypatch.setattr("datasets.config.EXTRACTED_DATASETS_PATH", self.extracted)
+        self.data.mkdir(parents=True)
+
+    def hostile(self, form: str) -> dict[str, str]:
+        """Names without suffixes that lead to every folder up to this one, and for links what they lead to."""
+        return {
+            "good": {},
+            "parents": dict.fromkeys(["a/../../outside", *("../" * depth + "outside" for depth in range(1, 7))], ""),
+            "absolute": {f"{self.folder}/outside": ""},
+            "links": {"link": str(self.folder), "link/outside": "", "linked": str(self.folder / "secret")},
+        }[form]
+
+    def files(self) -> dict[str, bytes]:
+        """All but those of the caches' own making."""
+        files = {path for path in self.folder.rglob("*") if path.is_file()}
+        own = {path for path in files if self.cache in path.parents and "outside" not in path.name}
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files - own}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> World:
+    return World(tmp_path / "world", monkeypatch)
+
+
+def table(label: str) -> bytes:
+    return json.dumps({"audio": {"bytes": None, "path": "a.wav"}, "label": label}).encode() + b"\n"
+
+
+ARCHIVES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "extracted": ("train.jsonl.tar.gz", (".jsonl",)),
+    "samples": ("train.tar", (".wav", ".txt")),  # these three are read where they lie
+    "zipped table": ("train.jsonl.zip", (".jsonl",)),
+    "zipped sounds": ("train.zip", (".wav",)),
+}
+READ = {("extracted", "links"): 2, ("samples", "parents"): 8, ("samples", "absolute"): 2, ("samples", "links"): 2}
+REFUSED = {
+    ("zipped table", "absolute"): r"\w",  # releases of `datasets` put it in different words
+    ("zipped table", "links"): "JSON parse error",  # as the file that a link is in a zip archive holds but its target
+    ("zipped sounds", "parents"): r"No \(supported\) data files found",
+}
+
+
+def pack(world: World, kind: str, form: str, sound: Path) -> None:
+    """A clip called good, and the same again by hostile names."""
+    name, suffixes = ARCHIVES[kind]
+    contents = {".jsonl": table("dog"), ".wav": sound.read_bytes(), ".txt": b"dog"}
+    for suffix in suffixes:
+        (world.folder / f"secret{suffix}").write_bytes(contents[suffix].replace(b"dog", b"secret"))
+    is_tar = ".tar" in name
+    with tarfile.open(world.data / name, "w") if is_tar else zipfile.ZipFile(world.data / name, "w") as archive:
+        add: Any = add_file if is_tar else add_zipped
+        if kind == "zipped sounds":
+            add(archive, "metadata.csv", b"file_name,label\ngood.wav,dog\n")
+        for member, target in {"good": "", **world.hostile(form)}.items():
+            if member == "link":
+                add(archive, member, b"", target)
+                continue
+            for suffix in suffixes:
+                add(archive, f"{member}{suffix}", contents[suffix], f"{target}{suffix}" if target else "")
+
+
+@pytest.mark.parametrize("form", ["good", "parents", "absolute", "links"])
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_archives_write_nothing_outside_of_the_cache(kind, form, world, sound):
+    pack(world, kind, form, sound)
+    before = world.files()
+    options = {"audio_column": "wav", "label_column": "txt"} if kind == "samples" else {}
+    options |= {"validation_share": 0, "test_share": 0}
+    if (kind, form) in REFUSED:
+        with pytest.raises(ValueError, match=f"cannot be loaded as a data set: .*{REFUSED[kind, form]}"):
+            load_corpus("hub", world.data, "train", **options)
     else:
-        with zipfile.ZipFile(folder / "train.zip", "w") as archive:
-            for name in [*names, "good.wav"]:
-                archive.writestr(name, sound.read_bytes())
-    before = everything_in(tmp_path)
-    try:
-        load_corpus("hub", folder, "train")
-    except ValueError as error:
-        assert "cannot be loaded as a data set" in str(error) or "has no column" in str(error)
-    assert everything_in(tmp_path) == before
+        corpus = load_corpus("hub", world.data, "train", **options)
+        assert len(corpus.rows) == READ.get((kind, form), 1) and corpus.label_names == ("dog",)
+        assert kind == "extracted" or kind == "zipped table" or len(load_audio(corpus.rows[0], RATE)) == RATE
+    inside = {path.parents[1] for path in world.extracted.rglob("link/outside.jsonl")}  # a folder like any other there
+    new = world.files().keys() - before.keys()
+    assert {world.folder / name for name in new} == {folder / "link" / "outside.jsonl" for folder in inside}
+    assert {name: content for name, content in world.files().items() if name in before} == before
+    extracted = list(world.extracted.rglob("good.jsonl"))
+    assert len(extracted) == (kind == "extracted") and all(path.parents[1] == world.extracted for path in extracted)
+    assert inside == ({extracted[0].parent} if (kind, form) == ("extracted", "links") else set())
+
+
+def test_sounds_in_folders_load_by_datasets_without_torchcodec(sound, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    for label in ("owl", "crow"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        shutil.copy(sound, tmp_path / "data" / label)
+    corpus = load_corpus("hub", tmp_path / "data", "train", validation_share=0, test_share=0)
+    assert corpus.label_names == ("crow", "owl") and len(load_audio(corpus.rows[1], RATE)) == RATE
 
 
 def test_names_of_recordings_lead_no_picture_and_no_shard_outside(tmp_path):
@@ -553,6 +664,62 @@ def test_a_name_whose_address_changes_behind_the_check_is_told_nothing(slow_site
     with pytest.raises(AudioError, match="private address 127"):
         load_audio(f"http://sounds.example:{slow_site.server_port}/unknown", RATE)
     assert not slow_site.asked and next(answers, None) is None
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Writes down what it is asked for, and answers for every host; `moved` leads inside."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        is_moved = "moved" in self.path
+        self.send_response(302 if is_moved else 200)
+        self.send_header("Location", "http://169.254.169.254/latest/meta-data")
+        self.end_headers()
+        self.wfile.write(b"" if is_moved else self.server.sound)
+
+    def do_CONNECT(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy(sound, monkeypatch):
+    """A proxy that counts as one of the internet, though it runs here."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        server.asked, server.sound = [], sound.read_bytes()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setattr(audio_htsat, "_is_public", lambda address: address == "127.0.0.1" or is_public(address))
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+is_public = audio_htsat._is_public
+INSIDE = ["10.0.0.1", "169.254.169.254", "192.168.1.1:8080", "user@10.0.0.1", "0x0a000001", "167772161", "0", "127.2"]
+INSIDE += ["[fd00::1]", "[::1]", "[::ffff:10.0.0.1]", "localhost", "LOCALHOST.", "a.localhost"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("host", INSIDE)
+def test_a_proxy_is_not_asked_for_private_addresses(host, scheme, proxy):
+    with pytest.raises(AudioError, match="is at the private address .*allow_private_urls=True permits it"):
+        load_audio(f"{scheme}://{host}/a.wav", RATE)
+    assert not proxy.asked
+
+
+def test_a_proxy_is_asked_for_names_and_for_no_address_inside_that_they_lead_to(proxy):
+    assert len(load_audio("http://sounds.example/a.wav", RATE)) == RATE
+    with pytest.raises(AudioError, match=r"private address 169\.254\.169\.254"):
+        load_audio("http://sounds.example/moved", RATE)
+    assert proxy.asked == ["http://sounds.example/a.wav", "http://sounds.example/moved"]
+    assert len(load_audio("http://10.0.0.1/a.wav", RATE, allow_private_urls=True)) == RATE
+    assert proxy.asked[2:] == ["http://10.0.0.1/a.wav"]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from datasets import (
     LargeList,
     List,
     concatenate_datasets,
-    load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
+from datasets.utils.file_utils import xopen
 
 from ..clips import CLIP_FEATURES, Corpus, DatasetRows, SubsetRows
 from .listing import (
@@ -89,19 +91,41 @@ def _load(location: str | os.PathLike[str], config: str | None, revision: str | 
         if any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
             loaded = load_from_disk(folder)
         else:
-            loaded = load_dataset(name_or_folder(location), config, revision=revision)
+            loaded = _build(name_or_folder(location), config, revision)
     except Exception as error:  # what the builders of all formats raise is anybody's guess
-        raise ValueError(f"{location} cannot be loaded as a data set: {_reason(error)}") from error
+        # `datasets` says that it could not, and keeps what happened to itself.
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise ValueError(
+            f"{location} cannot be loaded as a data set: {str(reason) or type(reason).__name__}"
+        ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 
 
-def _reason(error: Exception) -> str:
-    # `datasets` encodes the sounds in folders of files with torchcodec, though nobody asked it to decode them.
-    reason = error.__cause__ if isinstance(error.__cause__, ImportError) else error
-    hint = (
-        " Folders of sounds load without it as the corpus `folders` or `table`." if "torchcodec" in str(reason) else ""
-    )
-    return f"{reason}{hint}"
+def _build(name: str, config: str | None, revision: str | None) -> Any:
+    """As `load_dataset` does, which needs torchcodec for the sounds of folders and archives, though it decodes none."""
+    builder = load_dataset_builder(name, config, revision=revision)
+    find_splits = builder._split_generators
+
+    def find_splits_and_features(*arguments: Any, **options: Any) -> Any:
+        splits = find_splits(*arguments, **options)
+        for feature in (builder.info.features or {}).values():
+            if isinstance(feature, Audio):
+                feature.encode_example = _still_encoded
+        return splits
+
+    builder._split_generators = find_splits_and_features
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _still_encoded(sound: Any) -> dict[str, Any]:
+    """A file, or the bytes of one from an archive; what is in a zip archive is read from there."""
+    content, path = (sound.get("bytes"), sound.get("path")) if isinstance(sound, dict) else (None, str(sound))
+    inside, is_inside, archive = (path or "").partition("::")
+    if content is None and is_inside and inside.startswith("zip://") and Path(archive).is_file():
+        with xopen(path, "rb") as file:
+            content, path = file.read(), inside.removeprefix("zip://")
+    return {"bytes": content, "path": path}
 
 
 def _check_columns(location: Any, features: Features, audio_column: str, label_column: str) -> None:
