@@ -781,7 +781,11 @@ DISK = "tmpfs" if may_mount() else "limit"  # in the name of the tests that need
 
 
 @pytest.mark.parametrize("disk", [DISK])
-@pytest.mark.parametrize("make", NO_ROOM, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",  # 8 bits are written as the others are, and take as long to make
+    [pytest.param(job, marks=pytest.mark.slow if job is export_to_8_bits else []) for job in NO_ROOM],
+    ids=lambda make: make.__name__,
+)
 def test_on_a_full_disk_it_says_so_and_goes_on_when_there_is_room(make, disk, scene_of):
     """Of its own where tests may mount one; the limit of above stands in for it where they may not."""
     scene = scene_of(make)
