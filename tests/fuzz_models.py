@@ -166,7 +166,10 @@ def with_odd_tensors(rng: Random, state: dict[str, torch.Tensor]) -> bytes:
             continue
         changed[name] = rng.choice(ODD_TENSORS)(state[name]) if name in changed else state[name]
     file = io.BytesIO()
-    torch.save(changed, file, _use_new_zipfile_serialization=rng.random() < 0.5)
+    try:
+        torch.save(changed, file, _use_new_zipfile_serialization=rng.random() < 0.5)
+    except ImportError:  # a quantized tensor's scheme is looked for in all modules: in transformers 5.17 some then import
+        return with_odd_tensors(rng, state)
     return file.getvalue()
 
 
