@@ -168,7 +168,9 @@ def with_odd_tensors(rng: Random, state: dict[str, torch.Tensor]) -> bytes:
     file = io.BytesIO()
     try:
         torch.save(changed, file, _use_new_zipfile_serialization=rng.random() < 0.5)
-    except ImportError:  # a quantized tensor's scheme is looked for in all modules: in transformers 5.17 some then import
+    except (
+        ImportError
+    ):  # pickle asks all modules for a quantized tensor's scheme; in transformers 5.17 some import then
         return with_odd_tensors(rng, state)
     return file.getvalue()
 
