@@ -168,9 +168,8 @@ def with_odd_tensors(rng: Random, state: dict[str, torch.Tensor]) -> bytes:
     file = io.BytesIO()
     try:
         torch.save(changed, file, _use_new_zipfile_serialization=rng.random() < 0.5)
-    except (
-        ImportError
-    ):  # pickle asks all modules for a quantized tensor's scheme; in transformers 5.17 some import then
+    except ImportError:
+        # Pickle asks all modules for the scheme of a quantized tensor, and some of transformers 5.17 import more then.
         return with_odd_tensors(rng, state)
     return file.getvalue()
 
