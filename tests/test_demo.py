@@ -538,7 +538,6 @@ def test_a_file_that_vanishes_while_it_is_heard_is_said_to_be_gone(listeners, tm
 # ── nothing but what was uploaded ─────────────────────────────────────────────────────────────────────────────────────
 
 SECRET = "nobody may read this"
-CALLS = ("run", "api", "call", "call/v2")  # of these routes, Gradio takes what is called from the body too
 
 
 @pytest.fixture(scope="module")
@@ -593,20 +592,14 @@ def test_no_file_of_the_server_can_be_read(address, secrets, uploaded, browser):
 
 
 def test_a_path_that_was_not_uploaded_is_not_heard(address, secrets, client, browser):
-    functions = {each["api_name"]: each["id"] for each in client.config["dependencies"]}
+    hear_file = functions_of_api(client)["hear"]
     for secret in secrets:
         for extra in ({}, {"url": f"{address}x"}, {"is_stream": True}, {"orig_name": "sound.wav"}):
             file = {"path": secret, "meta": {"_type": "gradio.FileData"}, **extra}
-            body = {"data": [file, "with-own", *AS_THE_MODEL_SAYS], "session_hash": "thief"}
-            for route, more in (
-                ("queue/join", {"fn_index": functions["hear"]}),
-                ("run/hear", {}),
-                ("api/hear", {}),
-                ("call/hear", {}),
-                ("call/v2/hear", {}),
-                *((f"{way}/upload", {"fn_index": functions["hear"]}) for way in CALLS),
-            ):
-                response = browser.post(f"{address}gradio_api/{route}", json={**body, **more})
+            data = [file, "with-own", *AS_THE_MODEL_SAYS]
+            body = {"data": data, "session_hash": "thief", "fn_index": hear_file}
+            for route in ("queue/join", "queue/join/"):
+                response = browser.post(f"{address}gradio_api/{route}", json=body)
                 # The guard says so, and not Gradio behind it.
                 assert (response.status_code, response.text) == (403, NOT_UPLOADED), (route, secret, response.text)
 
@@ -656,10 +649,7 @@ def test_the_guard_alone_gives_out_what_was_uploaded_and_nothing_else(guard, upl
 
 
 def test_the_guard_alone_lets_no_call_name_what_was_not_uploaded(guard, uploaded, secrets):
-    routes = ["queue/join", "stream/0", *(f"{way}/{name}" for way in CALLS for name in ("hear", "upload"))]
-    for route in [
-        f"/gradio_api/{route}{end}" for route in routes for end in ("", "/") if (route, end) != ("stream/0", "/")
-    ]:
+    for route in (f"/gradio_api/{route}" for route in ("queue/join", "queue/join/", "stream/0", "stream/0/close")):
         for path, status in [(str(uploaded), 200), *((secret, 403) for secret in secrets)]:
             for data in ([{"path": path}], {"a": {"b": [{"orig_name": "x", "path": path}]}}):
                 body = json.dumps({"fn_index": 0, "data": data}).encode()
@@ -718,15 +708,18 @@ def becomes_true(holds, seconds: float = 10) -> bool:
     return is_true
 
 
-def test_gradio_too_refuses_a_path_that_was_not_uploaded(listeners, secrets, monkeypatch):
+def test_gradio_too_refuses_a_path_that_was_not_uploaded(listeners, secrets, browser, monkeypatch):
     """Its own watch stands behind ours: with ours away, nothing is heard either."""
     monkeypatch.setattr("modeling_htsat.demo.guard.OnlyUploads._refusal_of_body", lambda *_: None)
     with page.served(listeners, LIMITS, port=free_port()) as address:
+        hear_file = functions_of_api(new_visitor(address))["hear"]
         for secret in secrets[:5]:
             file = {"path": secret, "meta": {"_type": "gradio.FileData"}}
-            body = {"data": [file, "with-own", *AS_THE_MODEL_SAYS], "session_hash": "thief"}
-            response = httpx.post(f"{address}gradio_api/run/hear", json=body)
-            assert response.status_code >= 400 and "sound" not in response.text
+            message = ask(browser, address, hear_file, "thief", file, "with-own", *AS_THE_MODEL_SAYS)
+            assert not message["success"] and "sound" not in json.dumps(message)
+
+
+PAST_THE_QUEUE = ("run", "api", "call", "call/v2")
 
 
 def test_routes_that_the_page_does_not_need_are_not_there(address):
@@ -742,13 +735,14 @@ def test_routes_that_the_page_does_not_need_are_not_there(address):
         ("GET", "docs"),
         ("PUT", ""),
         ("DELETE", "gradio_api/upload"),
+        *(("POST", f"gradio_api/{way}/{name}") for way in PAST_THE_QUEUE for name in ("hear", "predict", "upload")),
     ):
         assert httpx.request(method, f"{address}{path}").status_code == 404, path
     assert httpx.get(address).status_code == 200
 
 
 def test_a_body_that_is_too_long_or_no_json_is_refused(address):
-    for route in ("run/redraw", "run/redraw/", *(f"{way}/upload" for way in CALLS), "run/upload/"):
+    for route in ("queue/join", "queue/join/"):
         url = f"{address}gradio_api/{route}"
         assert httpx.post(url, content=b" " * (MAX_BODY_BYTES + 1)).status_code == 413, route
         assert httpx.post(url, content=b"{").status_code == 400, route
@@ -803,8 +797,38 @@ def test_live_sound_gives_the_events_of_the_whole_recording(listeners, sounds, t
         assert event["score"] == pytest.approx(other["score"], abs=1e-3)
     name, text = desk.save(heard, "TSV", *BY_SLIDERS)[0].values()
     assert name == "live.tsv" and len(text.splitlines()) == 1 + len(expected)
-    with pytest.raises(ValueError, match="finished"):
-        live.feed(samples[:100])
+    assert live.feed(samples[:100]) is None
+
+
+@pytest.mark.parametrize("when", ["while it waits", "while it is heard"])
+def test_a_second_that_is_overtaken_by_the_end_says_nothing_any_more(listeners, sounds, tmp_path, monkeypatch, when):
+    """Or the last events, which are certain, would give way to those before them."""
+    desk, listener = page.Desk(listeners, LIMITS), listeners["with-own"]
+    live = listener.live(RATE, Settings(*BY_SLIDERS))
+    samples, _ = soundfile.read(sounds[9], dtype="float32")
+    live.feed(samples[: 3 * RATE])
+    chunk = tmp_path / "chunk.wav"
+    soundfile.write(chunk, samples[3 * RATE : 4 * RATE], RATE)
+    is_asked, is_stopped = threading.Event(), threading.Event()
+    owner, name = (live.envelope, "push") if when == "while it is heard" else (live, "feed")
+    do = getattr(owner, name)
+
+    def stop_first(given):
+        is_asked.set()
+        is_stopped.wait(60)
+        return do(given)
+
+    monkeypatch.setattr(owner, name, stop_first)
+    with ThreadPoolExecutor(2) as threads:
+        late = threads.submit(desk.hear_live, str(chunk), live, "with-own", *BY_SLIDERS)
+        assert is_asked.wait(60)
+        last = threads.submit(desk.stop_live, live)
+        assert becomes_true(lambda: live.is_finished)
+        is_stopped.set()
+        assert late.result(60) == (live, *[gradio.skip()] * 3, "")
+    _, heard, drawn, found = last.result()
+    assert found["events"] and not any("provisional" in event for event in found["events"])
+    assert drawn["seconds"] == (4 if when == "while it is heard" else 3) == heard.seconds
 
 
 def test_silence_of_several_visitors_is_one_file_and_stays_for_the_others(listeners, tmp_path):
@@ -841,10 +865,22 @@ def functions_of(client: Client, element: str) -> dict[str, int]:
 
 def call(browser: httpx.Client, address: str, function: int, session: str, *data) -> list:
     """Call any function of the page; values that are kept by the server come from the session."""
+    message = ask(browser, address, function, session, *data)
+    assert message["success"], message
+    return message["output"]["data"]
+
+
+def ask(browser: httpx.Client, address: str, function: int, session: str, *data) -> dict:
+    """How the page ends a call, well or not."""
     body = {"fn_index": function, "data": data, "session_hash": session}
-    response = browser.post(f"{address}gradio_api/run/predict", json=body, timeout=60)
+    response = browser.post(f"{address}gradio_api/queue/join", json=body)
     assert response.status_code == 200, response.text
-    return response.json()["data"]
+    told = {"session_hash": session}
+    with browser.stream("GET", f"{address}gradio_api/queue/data", params=told, timeout=60) as messages:
+        for line in messages.iter_lines():
+            if line.startswith("data:") and (message := json.loads(line[5:]))["msg"] == "process_completed":
+                return message
+    raise AssertionError("the page said nothing")
 
 
 def upload(address: str, sound: Path) -> dict:

@@ -18,18 +18,16 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FILE_ROUTE = "/gradio_api/file="
-UPLOAD_ROUTE = "/gradio_api/upload"  # and no other that ends so: `run/upload` calls what its body names
-# Everything else is not there: proxies, deep links, component servers, what developers use.
+UPLOAD_ROUTE = "/gradio_api/upload"
+# Everything else is not there: proxies, deep links, component servers, what developers use, and calls (`run`, `api`,
+# `call`) that go past the queue, in which so many wait and no more, or in by another of its doors.
 READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.*"
     r"|/gradio_api/(info|startup-events|app_id|login_check|queue/data|queue/status|upload_progress)/?"
-    r"|/gradio_api/(heartbeat/\w+|call/\w+/\w+|file=.*)",
+    r"|/gradio_api/(heartbeat/\w+|file=.*)",
     re.DOTALL,
 )
-WRITE = re.compile(
-    r"/gradio_api/(upload|queue/join|cancel|reset)/?|/gradio_api/(run|api|call|call/v2)/\w+/?"
-    r"|/gradio_api/stream/\w+(/close)?"
-)
+WRITE = re.compile(r"/gradio_api/((upload|queue/join|cancel|reset)/?|stream/\w+(/close)?)")
 MAX_BODY_BYTES = 2**20  # of a request that is no upload: sliders and names
 UPLOAD_SLACK_BYTES = 2**16  # names and boundaries around the files
 NOT_UPLOADED = "Only what was uploaded to this page can be heard: upload the file first."

@@ -418,13 +418,18 @@ class LiveListening:
     def seconds(self) -> float:
         return self.envelope.seconds
 
-    def feed(self, samples: np.ndarray) -> HeardLive:
-        """Hear the next samples `(samples,)`; all events so far, those that may still change marked provisional."""
-        self.envelope.push(samples)
+    def feed(self, samples: np.ndarray) -> HeardLive | None:
+        """Hear the next samples `(samples,)`; all events so far, those that may still change marked provisional.
+
+        None where the end came first, while these samples waited or were heard: what is found by then is not the last.
+        """
         with self.listener.lock:
+            if self.is_finished:
+                return None
+            self.envelope.push(samples)
             self.events += self.detector.feed(samples)
-            preview = self.detector.preview()
-        return HeardLive(LIVE_NAME, self.seconds, [*self.events, *preview])
+            heard = HeardLive(LIVE_NAME, self.seconds, [*self.events, *self.detector.preview()])
+        return None if self.is_finished else heard
 
     def finish(self) -> HeardLive:
         self.is_finished = True

@@ -146,6 +146,8 @@ class Desk:
                 live = self.listeners[model].live(rate, Settings(*sliders))
             self.limits.check_seconds(live.seconds + len(samples) / rate)
             heard = live.feed(samples)
+            if heard is None:
+                return live, gr.skip(), gr.skip(), gr.skip(), ""
         except (RefusalError, AudioError) as refusal:
             sentence = str(refusal).replace(str(chunk), "what the microphone sent")
             return live, gr.skip(), gr.skip(), gr.skip(), notice(sentence)
