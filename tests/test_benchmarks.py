@@ -236,6 +236,10 @@ def test_an_unknown_section_is_refused_before_anything_is_measured(tmp_path, cap
     assert "'decoder'" in capsys.readouterr().err and set(PROCESSOR) >= {"encoder", "recordings"}
 
 
+# Processes of their own, which import four libraries each; by default, their tasks run in the smoke run above.
+
+
+@pytest.mark.slow
 def test_a_process_of_its_own_reports_its_own_peak_of_memory():
     ballast = torch.ones(300_000_000)  # 1.2 GB here, which a child's `ru_maxrss` would start from
     answer = processes.call("hear", seconds=20, threads=1, is_quick=True)
@@ -243,6 +247,7 @@ def test_a_process_of_its_own_reports_its_own_peak_of_memory():
     assert len(answer["taken"]) == 1 and len(answer["ten_seconds"]) == 10
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_in_its_process_says_why():
     with pytest.raises(RuntimeError, match="KeyError: 'sing'"):
         processes.call("sing", threads=1)
