@@ -271,23 +271,29 @@ def attend_plainly(query_key_value: torch.Tensor, bias: torch.Tensor, scaling: f
 
 
 @pytest.mark.parametrize("num_biases", [1, 3])
-@pytest.mark.parametrize("scores_at_once", [1, 2 * 2 * 9, 2**20])
+@pytest.mark.parametrize("scores_at_once", [1, 2 * 2 * 25, 2**20])
 def test_attention_in_parts_is_attention_with_its_gradients_and_theirs(num_biases, scores_at_once, monkeypatch):
     """One window at once, two (of three and of six), and all."""
     monkeypatch.setattr(processor, "SCORES_AT_ONCE", scores_at_once)
-    assert len(list(processor.parts_of_windows(6, torch.zeros(num_biases, 2, 3, 3)))) == {
-        (1, 1): 6, (1, 3): 6, (36, 1): 3, (36, 3): 4, (2**20, 1): 1, (2**20, 3): 2,
+    assert len(list(processor.parts_of_windows(6, torch.zeros(num_biases, 2, 5, 5)))) == {
+        (1, 1): 6, (1, 3): 6, (100, 1): 3, (100, 3): 4, (2**20, 1): 1, (2**20, 3): 2,
     }[scores_at_once, num_biases]  # fmt: skip
-    query_key_value = make_tokens(6, 3, 3, 2, 4).double().requires_grad_()
-    bias = make_tokens(num_biases, 2, 3, 3, seed=2).double().requires_grad_()
+    query_key_value = make_tokens(6, 5, 3, 2, 4).double().requires_grad_()
+    bias = make_tokens(num_biases, 2, 5, 5, seed=2).double().requires_grad_()
+    given = (query_key_value, bias)
 
-    def attend(query_key_value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return processor.AttentionInParts.apply(query_key_value, bias, 0.7)
+    def attend(*given: torch.Tensor) -> torch.Tensor:
+        return processor.AttentionInParts.apply(*given, 0.7)
 
-    torch.testing.assert_close(attend(query_key_value, bias), attend_plainly(query_key_value, bias, 0.7))
-    assert torch.autograd.gradcheck(attend, (query_key_value, bias))
-    assert torch.autograd.gradgradcheck(attend, (query_key_value, bias))
-    assert attend(query_key_value, bias).shape == (6, 3, 2, 4)
+    torch.testing.assert_close(attend(*given), attend_plainly(*given, 0.7))
+    for with_theirs in (False, True):  # backward goes another way where its gradients are to have gradients too
+        gradients, expected = (
+            torch.autograd.grad(attended.square().sum(), given, create_graph=with_theirs)
+            for attended in (attend(*given), attend_plainly(*given, 0.7))
+        )
+        torch.testing.assert_close(gradients, expected)
+    assert torch.autograd.gradgradcheck(attend, given, fast_mode=True)  # along random directions
+    assert attend(*given).shape == (6, 5, 2, 4)
 
 
 @pytest.mark.parametrize("num_frames", [1001, 2500])
