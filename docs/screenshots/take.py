@@ -29,7 +29,7 @@ def main():
         page.locator(".htsat-event").first.wait_for()
         page.wait_for_timeout(1000)  # colours fade in
         picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
-        picture.convert("RGB").quantize(128).save(options.output, optimize=True)  # a third of the bytes
+        picture.convert("RGB").quantize(256).save(options.output, optimize=True)  # half of the bytes
         browser.close()
 
 
