@@ -445,7 +445,7 @@ def overwritten(request, given, tmp_path) -> Overwritten:
     return Overwritten(older, newer, tmp_path / "model")
 
 
-@pytest.mark.parametrize("stride", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_while_it_was_saved_over_an_older_one_a_model_is_the_old_or_the_new(overwritten, stride, tmp_path):
     """Whichever way it is read, also when the old one was in pieces, of which some have other names than the new."""
     place, older = overwritten.place, overwritten.older

@@ -975,7 +975,8 @@ def test_the_model_compiles_as_one_graph(make_model, make_features, num_frames, 
     assert torch.allclose(output.logits[steps], expected.logits[steps], atol=1e-4)
 
 
-@pytest.mark.parametrize(("num_frames", "with_mask"), [(100, False), (700, True)])
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("num_frames", [100, 700])
 @torch.no_grad()
 def test_the_model_is_traced_as_one_graph_without_a_compiler(make_model, make_features, num_frames, with_mask):
     torch._dynamo.reset()

@@ -292,7 +292,8 @@ def test_attention_in_parts_is_attention_with_its_gradients_and_theirs(num_biase
             for attended in (attend(*given), attend_plainly(*given, 0.7))
         )
         torch.testing.assert_close(gradients, expected)
-    assert torch.autograd.gradgradcheck(attend, given, fast_mode=True)  # along random directions
+    assert torch.autograd.gradcheck(attend, given, fast_mode=True)  # along random directions
+    assert torch.autograd.gradgradcheck(attend, given, fast_mode=True)
     assert attend(*given).shape == (6, 5, 2, 4)
 
 
